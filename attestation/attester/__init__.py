@@ -1,0 +1,1 @@
+"""The side that has a TPM: endorsement key, attestation key, credential activation, quotes."""

@@ -1,0 +1,1 @@
+"""The side that decides: admission, appraisal, tokens. It issues no TPM command."""

@@ -1,0 +1,1 @@
+"""Measures each figure beside its floor in the same run. Run with: make bench."""

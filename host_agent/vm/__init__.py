@@ -1,0 +1,1 @@
+"""Encrypted VMs on this host: bundle, disks, virtual TPM, QEMU."""

@@ -1,0 +1,1 @@
+"""What every daemon shares: configuration, mutually authenticated gRPC servers, authorization table, database engine, logs."""

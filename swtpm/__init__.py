@@ -1,0 +1,1 @@
+"""Software TPM devices: process, control channel, encrypted state format, manufacture."""
