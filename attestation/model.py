@@ -39,6 +39,17 @@ class HpkeKem(IntEnum):
     MLKEM768_X25519 = 0x647A
 
 
+class EkTemplate(StrEnum):
+    """Template of an endorsement key (TCG EK Credential Profile 2.x, annex B)."""
+
+    RSA_2048_LOW = "rsa-2048-low"
+    ECC_P256_LOW = "ecc-p256-low"
+    RSA_2048_HIGH = "rsa-2048-high"
+    ECC_P256_HIGH = "ecc-p256-high"
+    ECC_P384_HIGH = "ecc-p384-high"
+    RSA_3072_HIGH = "rsa-3072-high"
+
+
 class AdmissionState(StrEnum):
     """Where a host stands with the trust authority."""
 
