@@ -1,1 +1,1 @@
-"""What every daemon shares: configuration, mutually authenticated gRPC servers, authorization table, database engine, logs."""
+"""What every daemon shares: configuration, gRPC servers, authorization table, database engine, logs."""

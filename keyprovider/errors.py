@@ -1,0 +1,107 @@
+"""Errors of the key provider component.
+
+    KeyProviderError
+    ├── EnvelopeError      a wrapped key, sealed key or encrypted stream is not what it should be
+    ├── GrantRejected      a placement grant is not believed (reason: GrantReason)
+    ├── ProviderListRejected  a list of key providers is not the trust authority's, or is older than the pinned one
+    ├── ReleaseRefused     a key is not given out (reason: ReleaseReason)
+    ├── HeartbeatRefused   a heartbeat contradicts a newer one
+    ├── BackendError       what holds the primary keys does not answer, or refuses
+    ├── StoreError         the database does not answer, or holds what it should not
+    ├── InvalidArgument    a name, identifier or size is not well formed
+    ├── NotFound           no provider or principal of that name exists
+    └── Conflict           the change contradicts what is there
+
+Reasons are enums: stable, part of the interface, one per rule. Messages name what was expected and what was seen,
+never a secret.
+"""
+
+from enum import StrEnum
+
+
+class KeyProviderError(Exception):
+    """Root of this component's errors."""
+
+
+class EnvelopeError(KeyProviderError):
+    """A wrapped key, sealed key or encrypted stream was refused; the only error that leaves ``keyprovider.envelope``.
+
+    One message for every cryptographic failure: telling a wrong key from a changed byte helps nobody but a forger.
+    """
+
+
+class GrantReason(StrEnum):
+    """Why a placement grant is not believed, in the order the rules are checked."""
+
+    MISSING = "MISSING"
+    BAD_SIGNATURE = "BAD_SIGNATURE"
+    MISSING_CLAIM = "MISSING_CLAIM"
+    NOT_YET_VALID = "NOT_YET_VALID"
+    EXPIRED = "EXPIRED"
+
+
+class ReleaseReason(StrEnum):
+    """Why a key was not released. One value per rule of ``trusted.release``, in the order they are checked."""
+
+    CALLER_NOT_A_HOST = "CALLER_NOT_A_HOST"
+    CERTIFICATE_OF_OTHER_HOST = "CERTIFICATE_OF_OTHER_HOST"
+    TOKEN_OF_OTHER_KEY = "TOKEN_OF_OTHER_KEY"  # noqa: S105 - a reason, not a password
+    TOKEN_NOT_YET_VALID = "TOKEN_NOT_YET_VALID"  # noqa: S105 - a reason, not a password
+    TOKEN_EXPIRED = "TOKEN_EXPIRED"  # noqa: S105 - a reason, not a password
+    NO_HEARTBEAT = "NO_HEARTBEAT"
+    HEARTBEAT_STALE = "HEARTBEAT_STALE"
+    TOKEN_OF_OLDER_EPOCH = "TOKEN_OF_OLDER_EPOCH"  # noqa: S105 - a reason, not a password
+    HOST_REVOKED = "HOST_REVOKED"
+    POLICY_TOO_OLD = "POLICY_TOO_OLD"
+    GRANT_NOT_YET_VALID = "GRANT_NOT_YET_VALID"
+    GRANT_EXPIRED = "GRANT_EXPIRED"
+    GRANT_FOR_OTHER_HOST = "GRANT_FOR_OTHER_HOST"
+    GRANT_FOR_OTHER_VM = "GRANT_FOR_OTHER_VM"
+    PROVIDER_UNKNOWN = "PROVIDER_UNKNOWN"
+    CLUSTER_NOT_ADMITTED = "CLUSTER_NOT_ADMITTED"
+    HOST_NOT_ADMITTED = "HOST_NOT_ADMITTED"
+    KEM_NOT_ALLOWED = "KEM_NOT_ALLOWED"
+
+
+class GrantRejected(KeyProviderError):
+    """A placement grant is not believed."""
+
+    def __init__(self, reason: GrantReason, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+
+
+class ProviderListRejected(KeyProviderError):
+    """A list of key providers is not the trust authority's, is older than the pinned one, or lacks the provider."""
+
+
+class ReleaseRefused(KeyProviderError):
+    """A key is not given out."""
+
+    def __init__(self, reason: ReleaseReason, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+
+
+class HeartbeatRefused(KeyProviderError):
+    """A heartbeat is genuine but contradicts a newer one: its epoch or policy version went back."""
+
+
+class BackendError(KeyProviderError):
+    """What holds the primary keys does not answer, refuses, or holds no such key."""
+
+
+class StoreError(KeyProviderError):
+    """The database does not answer, or holds what it should not."""
+
+
+class InvalidArgument(KeyProviderError):
+    """A name, identifier or size in a request is not well formed."""
+
+
+class NotFound(KeyProviderError):
+    """Nothing of that name exists."""
+
+
+class Conflict(KeyProviderError):
+    """The change contradicts what is there."""
