@@ -46,6 +46,7 @@ class RejectReason(StrEnum):
     MALFORMED_LOG = "MALFORMED_LOG"
     LOG_DOES_NOT_REPLAY = "LOG_DOES_NOT_REPLAY"
     UNMEASURED_PCR = "UNMEASURED_PCR"
+    WRONG_STARTUP_LOCALITY = "WRONG_STARTUP_LOCALITY"
     EVENT_TYPE_NOT_ALLOWED = "EVENT_TYPE_NOT_ALLOWED"
     EVENT_DATA_MISMATCH = "EVENT_DATA_MISMATCH"
     BAD_SEPARATOR = "BAD_SEPARATOR"
@@ -101,12 +102,20 @@ class TokenReason(StrEnum):
 
 
 class EvidenceRejected(AttestationError):
-    """Evidence was read and is not believed."""
+    """Evidence was read and is not believed.
 
-    def __init__(self, reason: RejectReason, message: str) -> None:
+    ``expected`` and ``seen`` are what the rule compared, ``event`` the place in the log; each may be empty.
+    """
+
+    def __init__(
+        self, reason: RejectReason, message: str, *, expected: str = "", seen: str = "", event: str = ""
+    ) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
         self.detail = message
+        self.expected = expected
+        self.seen = seen
+        self.event = event
 
 
 class EnrollmentRejected(AttestationError):
