@@ -6,6 +6,7 @@
     ├── ProviderListRejected  a list of key providers is not the trust authority's, or is older than the pinned one
     ├── ReleaseRefused     a key is not given out (reason: ReleaseReason)
     ├── HeartbeatRefused   a heartbeat contradicts a newer one
+    ├── TtlvError          bytes are not TTLV; the only error that leaves ``keyprovider.kmip.ttlv``
     ├── BackendError       what holds the primary keys does not answer, or refuses
     ├── StoreError         the database does not answer, or holds what it should not
     ├── InvalidArgument    a name, identifier or size is not well formed
@@ -46,14 +47,12 @@ class ReleaseReason(StrEnum):
     CALLER_NOT_A_HOST = "CALLER_NOT_A_HOST"
     CERTIFICATE_OF_OTHER_HOST = "CERTIFICATE_OF_OTHER_HOST"
     TOKEN_OF_OTHER_KEY = "TOKEN_OF_OTHER_KEY"  # noqa: S105 - a reason, not a password
-    TOKEN_NOT_YET_VALID = "TOKEN_NOT_YET_VALID"  # noqa: S105 - a reason, not a password
     TOKEN_EXPIRED = "TOKEN_EXPIRED"  # noqa: S105 - a reason, not a password
     NO_HEARTBEAT = "NO_HEARTBEAT"
     HEARTBEAT_STALE = "HEARTBEAT_STALE"
     TOKEN_OF_OLDER_EPOCH = "TOKEN_OF_OLDER_EPOCH"  # noqa: S105 - a reason, not a password
     HOST_REVOKED = "HOST_REVOKED"
     POLICY_TOO_OLD = "POLICY_TOO_OLD"
-    GRANT_NOT_YET_VALID = "GRANT_NOT_YET_VALID"
     GRANT_EXPIRED = "GRANT_EXPIRED"
     GRANT_FOR_OTHER_HOST = "GRANT_FOR_OTHER_HOST"
     GRANT_FOR_OTHER_VM = "GRANT_FOR_OTHER_VM"
@@ -85,6 +84,10 @@ class ReleaseRefused(KeyProviderError):
 
 class HeartbeatRefused(KeyProviderError):
     """A heartbeat is genuine but contradicts a newer one: its epoch or policy version went back."""
+
+
+class TtlvError(KeyProviderError):
+    """Bytes are not TTLV, or a value cannot be encoded as it."""
 
 
 class BackendError(KeyProviderError):

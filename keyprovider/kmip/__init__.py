@@ -1,0 +1,1 @@
+"""KMIP: the protocol of key servers, as a client speaks it."""
