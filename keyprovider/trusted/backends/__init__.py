@@ -1,0 +1,1 @@
+"""What can hold primary keys; each serves the port ``PrimaryKeyBackend``."""
