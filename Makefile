@@ -14,8 +14,10 @@ install:
 install-test:
 	@deploy/install test
 
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
 demo: install ## install what it needs, then run the main story (DISK=image.qcow2 for an image of yours)
-	@.venv/bin/garant demo $(if $(DISK),--disk "$(DISK)")
+	@$(SUDO) .venv/bin/garant demo $(if $(DISK),--disk "$(DISK)")
 
 test: install-test check ## install what it needs, then pass all short tests
 	$(PYTHON) -m pytest -m "not long" -n 2 --dist loadgroup

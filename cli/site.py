@@ -12,7 +12,9 @@ import secrets
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -28,6 +30,7 @@ LEAF_LIFETIME = datetime.timedelta(days=365)
 JOIN_TOKEN_LIFETIME = datetime.timedelta(days=1)
 CLUSTER = "default"
 AUDIENCE = "garant-key-provider"
+KERNEL_EVENT_LOG = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
 TRUST_ADMIN = "trust-admin"
 VM_ADMIN = "vm-admin"
 
@@ -346,3 +349,35 @@ def _is_loopback(host: str) -> bool:
 
 def _public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def init_command(
+    directory: Annotated[Path, typer.Argument(help="Directory to make the site in; must be empty or not exist.")],
+    name: Annotated[str, typer.Option(help="Name of the site, like a domain name.")] = "garant.local",
+    address: Annotated[str, typer.Option(help="Address that the services listen on and are reached at.")] = "127.0.0.1",
+    base_port: Annotated[int, typer.Option(help="First of the ports.")] = 7443,
+    provider: Annotated[str, typer.Option(help="Trusted key provider to publish.")] = "trusted",
+    host: Annotated[list[str] | None, typer.Option(help="Host to expect, as NAME or NAME=ADDRESS; repeatable.")] = None,
+    tcti: Annotated[str, typer.Option(help="Where hosts find their TPM.")] = "device:/dev/tpmrm0",
+    event_log: Annotated[Path, typer.Option(help="Where hosts find their event log.")] = KERNEL_EVENT_LOG,
+) -> None:
+    """Make a site: certificate authorities, identities, configurations, join tokens, signed provider list.
+
+    Example: garant init site --host kvm1=10.0.0.11 --host kvm2=10.0.0.12
+    """
+    public, admin, keyprovider, management, join = (f"{address}:{base_port + offset}" for offset in range(5))
+    hosts = tuple(
+        HostPlan(host_name, f"{host_address or address}:{base_port + 10 + number}", tcti, event_log)
+        for number, (host_name, _, host_address) in enumerate(entry.partition("=") for entry in host or ())
+    )
+    plan = SitePlan(name, public, admin, keyprovider, management, join, provider=provider, hosts=hosts)
+    make_site(directory, plan, now=datetime.datetime.now(datetime.UTC))
+    typer.echo(f"site {name} made in {directory}")
+    typer.echo("start its services with:")
+    for module, config in (
+        ("attestation", "trust-authority/attestation/attestation.toml"),
+        ("keyprovider", "trust-authority/keyprovider/keyprovider.toml"),
+        ("management", "management/management.toml"),
+        *(("host_agent", f"hosts/{entry.name}/agent.toml") for entry in hosts),
+    ):
+        typer.echo(f"  python -m {module} {directory / config}")
