@@ -1,1 +1,4 @@
-"""Management server: inventory, storage policies, placement and its signed grants. It holds no keys of trusted providers."""
+"""Management server: inventory, storage policies, placement and its signed grants.
+
+It is a courier for trusted key providers: no RPC, table or log of it could hold a key.
+"""

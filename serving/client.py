@@ -5,7 +5,7 @@ certificate shows to a client as a bare closed socket, so ``ClientTls`` says wha
 """
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -62,10 +62,10 @@ class ClientTls:
         return None
 
 
-def open_channel(address: str, tls: ClientTls) -> grpc.Channel:
-    """A channel to ``address``; it connects with its first call."""
+def open_channel(address: str, tls: ClientTls, *, options: Sequence[tuple[str, str | int]] = ()) -> grpc.Channel:
+    """A channel to ``address``, with gRPC ``options`` beside our own; it connects with its first call."""
     credentials = grpc.ssl_channel_credentials(tls.server_cas_pem, tls.private_key_pem, tls.certificate_pem)
-    return grpc.secure_channel(address, credentials, options=_OPTIONS)
+    return grpc.secure_channel(address, credentials, options=[*_OPTIONS, *options])
 
 
 def call(
