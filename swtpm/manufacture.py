@@ -35,7 +35,7 @@ from attestation.model import EkTemplate
 from swtpm.control import ControlChannel
 from swtpm.ek_certificate import EkPublicKey
 from swtpm.errors import ControlError, ManufactureError, ProcessError, StateError, StateReason, SwtpmError
-from swtpm.process import check_state, transact
+from swtpm.process import SHUTDOWN_CLEAR, STARTUP_CLEAR, check_state, transact
 from swtpm.spawn import Endpoint, Lifetime, spawn
 from swtpm.state import STATE_FILE, Key
 
@@ -59,8 +59,6 @@ _CERTIFICATE_ATTRIBUTES = (
     | TPMA_NV.PLATFORMCREATE
 )
 """0x42072001, as swtpm_setup defines them: only the platform can write, everybody can read."""
-_STARTUP_CLEAR = bytes.fromhex("8001 0000000c 00000144 0000")
-_SHUTDOWN_CLEAR = bytes.fromhex("8001 0000000c 00000145 0000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +173,10 @@ def _new_tpm(state_dir: Path, key: Key | None) -> Iterator[ESAPI]:
                 spawned.kill()
                 raise ProcessError(f"{exc}; {words}") from exc
         try:
-            transact(data, _STARTUP_CLEAR)
+            transact(data, STARTUP_CLEAR)
             with ESAPI(_SocketTcti(data)) as esapi:
                 yield esapi
-            transact(data, _SHUTDOWN_CLEAR)
+            transact(data, SHUTDOWN_CLEAR)
             control.shutdown()
         finally:
             spawned.kill()

@@ -17,10 +17,21 @@ from swtpm.errors import ControlError, ProcessError, StateError, StateReason, Sw
 from swtpm.spawn import Endpoint, Lifetime, Spawned, spawn, swtpm_version
 from swtpm.state import MAX_STATE_SIZE, STATE_FILE, Key, parse_clear_state, verify_state
 
-__all__ = ["SoftwareTpm", "VtpmProcess", "check_state", "process_start_time", "start_vtpm", "swtpm_version"]
+__all__ = [
+    "SHUTDOWN_CLEAR",
+    "STARTUP_CLEAR",
+    "SoftwareTpm",
+    "VtpmProcess",
+    "check_state",
+    "process_start_time",
+    "start_vtpm",
+    "swtpm_version",
+    "transact",
+]
 
-_STARTUP_CLEAR = bytes.fromhex("8001 0000000c 00000144 0000")
-_SHUTDOWN_CLEAR = bytes.fromhex("8001 0000000c 00000145 0000")
+# TPM2_Startup(CLEAR) and TPM2_Shutdown(CLEAR): TPM 2.0 Part 3, 9.3 and 9.4.
+STARTUP_CLEAR = bytes.fromhex("8001 0000000c 00000144 0000")
+SHUTDOWN_CLEAR = bytes.fromhex("8001 0000000c 00000145 0000")
 _RESPONSE_HEADER = 10
 _TIMEOUT_SECONDS = 10.0
 _LONGEST_SOCKET_PATH = 107
@@ -160,7 +171,7 @@ class SoftwareTpm:
         """
         try:
             if orderly:
-                self._transact(_SHUTDOWN_CLEAR)
+                self._transact(SHUTDOWN_CLEAR)
             self._power_on()
         except ControlError as exc:
             raise ProcessError(f"cannot reset the TPM: {exc}") from exc
@@ -169,7 +180,7 @@ class SoftwareTpm:
         """Shut the TPM down and end its process; one that does not follow is killed. Does nothing when it ended."""
         if self.running:
             with contextlib.suppress(SwtpmError):
-                self._transact(_SHUTDOWN_CLEAR)
+                self._transact(SHUTDOWN_CLEAR)
                 with ControlChannel.connect(_control_path(self._socket_path), _TIMEOUT_SECONDS) as control:
                     control.shutdown()
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -185,7 +196,7 @@ class SoftwareTpm:
     def _power_on(self) -> None:
         with ControlChannel.connect(_control_path(self._socket_path), _TIMEOUT_SECONDS) as control:
             control.init()
-        self._transact(_STARTUP_CLEAR)
+        self._transact(STARTUP_CLEAR)
 
     def _transact(self, command: bytes) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

@@ -4,7 +4,8 @@ A file is a header and records, big-endian throughout:
 
     header   u8 version = 2, u8 minimum version ≤ 2, u16 header size = 10, u16 flags, u32 size of header and records
     record   u16 tag, u32 length, value
-    tags     1 clear · 2 AES-256-CBC(key, IV = ivec[:16], PKCS #7) · 3 HMAC-SHA256(key, 2 ‖ 6) · 6 ivec
+    tags     1 clear · 2 AES-256-CBC(key, IV = ivec[:16], padded) · 3 HMAC-SHA256(key, 2 ‖ 6) · 6 ivec
+    padding  as PKCS #7, but to a multiple of the key's 32 bytes: 1 to 32 bytes that hold their own number
 
 A state under a migration key (flags 2, 4, 16) never lies on disk and is refused here. The format has no protection
 against an older file with the right key: whoever needs freshness keeps a counter or hash elsewhere.
@@ -33,6 +34,7 @@ _VERSION = 2
 _HEADER_SIZE = 10
 _RECORD_SIZE = 6
 _BLOCK = 16
+_PADDED_TO = 32
 _HMAC_SIZE = 32
 _FLAG_ENCRYPTED = 0x1
 _FLAG_ENCRYPTED_256 = 0x8
@@ -126,7 +128,7 @@ def rekey_state(blob: bytes, old_key: Key, new_key: Key, iv: bytes) -> bytes:
     if len(iv) != IV_SIZE:
         raise ValueError(f"the IV must have {IV_SIZE} bytes, not {len(iv)}")
     clear = _decrypt(blob, old_key)
-    padding = _BLOCK - len(clear) % _BLOCK
+    padding = _PADDED_TO - len(clear) % _PADDED_TO
     clear.extend(bytes([padding]) * padding)
     try:
         encryptor = Cipher(algorithms.AES256(new_key), modes.CBC(iv[:_BLOCK])).encryptor()
@@ -191,7 +193,7 @@ def _decrypt(blob: bytes, key: Key) -> bytearray:
     del clear[decryptor.update_into(state.untrusted_ciphertext, clear) :]
     decryptor.finalize()
     padding = clear[-1]
-    if not 1 <= padding <= _BLOCK or clear[-padding:] != bytes([padding]) * padding:
+    if not 1 <= padding <= _PADDED_TO or clear[-padding:] != bytes([padding]) * padding:
         _wipe(clear)
         raise StateError(StateReason.MALFORMED, "the padding is wrong although the HMAC verifies")
     del clear[-padding:]

@@ -23,6 +23,7 @@ class OwnerThread:
         self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._timeout_seconds = timeout_seconds
         self._closed = False
+        self._hangs = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -41,14 +42,15 @@ class OwnerThread:
         except TimeoutError as exc:
             if future.done():
                 raise
-            self._closed = True
+            self._closed = self._hangs = True
             raise TpmError(f"the TPM did not answer within {self._timeout_seconds} s") from exc
 
     def close(self) -> None:
-        """Let the thread end after what it has to do."""
+        """Let the thread end after what it has to do, and wait for that unless it hangs."""
         self._closed = True
         self._tasks.put(None)
-        self._thread.join(self._timeout_seconds)
+        if not self._hangs:
+            self._thread.join(self._timeout_seconds)
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:

@@ -30,7 +30,7 @@ def blob(*records: bytes, flags: int = 9, version: int = 2) -> bytes:
 
 def encrypted(clear: bytes = CLEAR, key: bytes = KEY) -> bytes:
     """Encrypt as swtpm does, written apart from the code under test."""
-    padding = 16 - len(clear) % 16
+    padding = 32 - len(clear) % 32
     encryptor = Cipher(algorithms.AES(key), modes.CBC(IV[:16])).encryptor()
     ciphertext = encryptor.update(clear + bytes([padding]) * padding) + encryptor.finalize()
     mac = hmac.new(key, ciphertext + IV, hashlib.sha256).digest()
@@ -43,7 +43,7 @@ def test_verifies_with_its_key() -> None:
         verify_state(encrypted(), key)
 
 
-@pytest.mark.parametrize("length", [len(CLEAR), len(CLEAR) + 4, 16, 15, 17])
+@pytest.mark.parametrize("length", [len(CLEAR), 32, 16, 31, 17, 33])
 def test_rekey_changes_key_only(length: int) -> None:
     """A rekeyed state opens with the new key, holds the same, and is refused under the old one (R-OP-4)."""
     clear = CLEAR[:length].ljust(length, b"\0")
@@ -142,3 +142,15 @@ def test_clear_parser_refuses_encrypted_state() -> None:
     with pytest.raises(StateError) as refused:
         parse_clear_state(encrypted())
     assert refused.value.reason is StateReason.ENCRYPTED
+
+
+@pytest.mark.parametrize("padding", [b"\0" * 32, b"\x21" * 32 + b"\x21", b"\x01\x02", b"\x05\x04\x04\x04"])
+def test_wrong_padding_is_refused(padding: bytes) -> None:
+    """A state whose padding is not what swtpm writes is refused even if the HMAC verifies."""
+    clear = CLEAR + b"\xee" * (-(len(CLEAR) + len(padding)) % 16) + padding
+    encryptor = Cipher(algorithms.AES(KEY), modes.CBC(IV[:16])).encryptor()
+    ciphertext = encryptor.update(clear) + encryptor.finalize()
+    mac = hmac.new(KEY, ciphertext + IV, hashlib.sha256).digest()
+    with pytest.raises(StateError) as refused:
+        verify_state(blob(record(2, ciphertext), record(3, mac), record(6, IV)), KEY)
+    assert refused.value.reason is StateReason.MALFORMED
