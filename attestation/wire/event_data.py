@@ -13,7 +13,7 @@ from uuid import UUID
 
 from attestation.errors import WireError
 from attestation.wire.event_log import Event
-from attestation.wire.event_types import EventType
+from attestation.wire.event_types import EventType, event_type_name
 from attestation.wire.reader import Reader
 
 MAX_DESCRIPTION: Final = 1024
@@ -72,6 +72,11 @@ def describe_data(event_type: int, data: bytes) -> str:
         return _printable(describe(data))
     except WireError:
         return UNDECODABLE
+
+
+def event_place(event: Event) -> str:
+    """Where the event is, such as "event 34, PCR 9, EV_EVENT_TAG"."""
+    return f"event {event.number}, PCR {event.pcr}, {event_type_name(event.type)}"
 
 
 def is_command_line(event: Event) -> bool:

@@ -1,0 +1,228 @@
+"""Appraise evidence: the function that decides whether a host's boot is trusted. Read this file first.
+
+The rules, one reject reason each, are the members of ``RejectReason`` in the order they are checked; ``TITLES`` says
+what each is about. The first that fails ends the appraisal: nothing is trusted that was not wholly checked, and there
+is no partial trust. Unknown means refused. The steps:
+
+* the quote, against the attestation key, the demanded PCRs and what this service computed (``quote``: 1 to 12);
+* the firmware's log, against the quoted PCRs (``replay``) and against the rules for events (``event_rules``);
+* the boot, event by event, against the active references (``reference``).
+
+The result explains itself: every check made, and for what failed the event, what was expected and what was seen.
+Pure: no clock, randomness, I/O or logging.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from attestation.binding import LOG_ORDER
+from attestation.errors import EvidenceRejected, RejectReason, WireError
+from attestation.model import BootIdentity, LogKind
+from attestation.verifier.event_rules import check_event_rules, check_secure_boot
+from attestation.verifier.policy import AppraisalPolicy
+from attestation.verifier.quote import check_clock, check_firmware, verify_quote
+from attestation.verifier.reference import Match, Mismatch, ReferenceBoot, best_match
+from attestation.verifier.replay import check_replay, check_startup_locality, measured_boot
+from attestation.wire.event_log import EventLog, parse_event_log
+from attestation.wire.tpm_public import TpmPublic
+
+TITLES: Final[Mapping[RejectReason, str]] = {
+    RejectReason.MALFORMED_QUOTE: "The quote and its signature are well-formed",
+    RejectReason.WRONG_SIGNATURE_SCHEME: "The signature is by the attestation key's own scheme",
+    RejectReason.BAD_SIGNATURE: "The attestation key signed the quote",
+    RejectReason.BAD_MAGIC: "A TPM generated the quote",
+    RejectReason.NOT_A_QUOTE: "The signed structure is a quote",
+    RejectReason.NONCE_MISMATCH: "The quote is bound to this challenge, these keys and logs, and this service",
+    RejectReason.WRONG_QUALIFIED_SIGNER: "The attestation key is a primary key of the endorsement hierarchy",
+    RejectReason.WRONG_PCR_SELECTION: "The quote covers exactly the demanded PCRs of the demanded bank",
+    RejectReason.PCR_DIGEST_MISMATCH: "The PCR values are those that the TPM signed",
+    RejectReason.CLOCK_NOT_SAFE: "The TPM's clock is safe, if the policy demands it",
+    RejectReason.BOOT_COUNTER_DECREASED: "The boot counters did not go back",
+    RejectReason.RESUMED_WITHOUT_MEASUREMENT: "The host did not resume unmeasured, unless the policy allows it",
+    RejectReason.FIRMWARE_VERSION_DENIED: "The TPM's firmware is not on the policy's denylist",
+    RejectReason.MISSING_LOG: "The firmware's log was sent",
+    RejectReason.MALFORMED_LOG: "The firmware's log is well-formed",
+    RejectReason.LOG_DOES_NOT_REPLAY: "The log explains the value of each quoted PCR",
+    RejectReason.UNMEASURED_PCR: "The log has events for each quoted PCR",
+    RejectReason.WRONG_STARTUP_LOCALITY: "The TPM was started from the locality that the policy demands, if any",
+    RejectReason.EVENT_TYPE_NOT_ALLOWED: "Each event's type is allowed in its PCR",
+    RejectReason.EVENT_DATA_MISMATCH: "Each event's digest is that of its data, where it must be",
+    RejectReason.BAD_SEPARATOR: "Each firmware PCR has its one separator",
+    RejectReason.SECURE_BOOT_REQUIRED: "Secure Boot is in force, if the policy demands it",
+    RejectReason.NO_ACTIVE_REFERENCE: "A reference boot is in force",
+    RejectReason.REFERENCE_MISMATCH: "The boot equals an active reference, event by event",
+}
+"""What each rule is about, for people, in the order of checking."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a host handed in. Nothing in it is believed before :func:`appraise` says so."""
+
+    quote: bytes
+    """TPMS_ATTEST."""
+    signature: bytes
+    """TPMT_SIGNATURE."""
+    pcr_values: Mapping[int, bytes]
+    logs: Mapping[LogKind, bytes]
+    untrusted_command_line: str = ""
+    """What the host says that its kernel command line is: shown to people where its digest is the measured one."""
+    log_hashes: Mapping[LogKind, bytes] = field(init=False)
+    """SHA-256 of each log, for the quote's binding."""
+
+    def __post_init__(self) -> None:
+        """Hash the logs once."""
+        object.__setattr__(self, "log_hashes", {k: hashlib.sha256(log).digest() for k, log in self.logs.items()})
+
+    def digest(self) -> bytes:
+        """SHA-256 over quote, signature and log hashes, each with a 4-byte big-endian length before it."""
+        transcript = hashlib.sha256()
+        hashes = (self.log_hashes.get(kind, b"") for kind in LOG_ORDER)
+        for part in (self.quote, self.signature, *hashes):
+            transcript.update(len(part).to_bytes(4, "big") + part)
+        return transcript.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One rule and how it came out."""
+
+    rule: str
+    """A ``RejectReason``: stable, part of the interface."""
+    title: str
+    passed: bool
+    expected: str = ""
+    seen: str = ""
+    event: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Appraisal:
+    """The decision about one host's evidence, with its reasons."""
+
+    trusted: bool
+    reason: RejectReason | None
+    """None if and only if trusted."""
+    checks: tuple[Check, ...]
+    """Those made, in order; a refusal's last ones are what failed."""
+    reference: str
+    """Name of the reference that the boot equals; empty where refused."""
+    nearest_reference: str
+    """Name of the reference that the boot was held against; empty where it came to none."""
+    boot: BootIdentity | None
+    """Counters of a verified quote; None where the quote was refused."""
+    evidence_digest: bytes
+    """32 bytes."""
+
+
+_PASSED: Final = tuple(Check(reason.value, TITLES[reason], passed=True) for reason in RejectReason)
+_POSITION: Final = {reason: position for position, reason in enumerate(RejectReason)}
+
+
+def appraise(
+    evidence: Evidence,
+    *,
+    ak: TpmPublic,
+    expected_extra_data: bytes,
+    policy: AppraisalPolicy,
+    references: Sequence[ReferenceBoot],
+    previous_boot: BootIdentity | None,
+) -> Appraisal:
+    """Decide whether a host's evidence is trusted under a policy.
+
+    Args:
+        evidence: What the host handed in; any bytes.
+        ak: The host's attestation key, as enrolled.
+        expected_extra_data: 32 bytes: ``QuoteBinding.extra_data`` over this service's own nonce and
+            ``evidence.log_hashes``.
+        policy: The policy in force.
+        references: The active reference boots.
+        previous_boot: Counters of the key's last verified quote, if any.
+
+    Returns:
+        The decision. This function raises nothing for anything that a host can send.
+    """
+    boot: BootIdentity | None = None
+    match: Match | None = None
+    try:
+        quote = verify_quote(
+            evidence.quote,
+            evidence.signature,
+            evidence.pcr_values,
+            ak=ak,
+            expected_extra_data=expected_extra_data,
+            bank=policy.bank,
+            pcrs=policy.pcrs,
+        )
+        boot = quote.boot
+        check_clock(
+            previous_boot,
+            quote,
+            safe_required=policy.safe_clock_required,
+            restart_count_allowed=policy.restart_count_allowed,
+        )
+        check_firmware(quote, policy.denied_firmware_versions)
+        log = _read_log(evidence)
+        measured = measured_boot(log, quote.bank, quote.pcr_values)
+        check_replay(measured, quote.pcr_values, policy.quirks)
+        check_startup_locality(measured, policy.required_startup_locality)
+        check_event_rules(measured, policy.quirks)
+        if policy.secure_boot.required:
+            check_secure_boot(measured)
+        match = best_match(references, measured, evidence.untrusted_command_line)
+        _check_equal(match)
+    except EvidenceRejected as rejection:
+        failed = _failed(rejection.reason, rejection.expected, rejection.seen or rejection.detail, rejection.event)
+        further = match.mismatches[1:] if match else ()
+        return Appraisal(
+            trusted=False,
+            reason=rejection.reason,
+            checks=(*_PASSED[: _POSITION[rejection.reason]], failed, *map(_failed_reference, further)),
+            reference="",
+            nearest_reference=match.reference.name if match else "",
+            boot=boot,
+            evidence_digest=evidence.digest(),
+        )
+    name = match.reference.name
+    return Appraisal(
+        trusted=True,
+        reason=None,
+        checks=_PASSED,
+        reference=name,
+        nearest_reference=name,
+        boot=boot,
+        evidence_digest=evidence.digest(),
+    )
+
+
+def _read_log(evidence: Evidence) -> EventLog:
+    content = evidence.logs.get(LogKind.TCG)
+    if not content:
+        raise EvidenceRejected(
+            RejectReason.MISSING_LOG, "no firmware log was sent", expected="a TCG event log", seen="none"
+        )
+    try:
+        return parse_event_log(content)
+    except WireError as exc:
+        raise EvidenceRejected(RejectReason.MALFORMED_LOG, str(exc), expected="a TCG event log") from exc
+
+
+def _check_equal(match: Match) -> None:
+    for first in match.mismatches:
+        raise EvidenceRejected(
+            RejectReason.REFERENCE_MISMATCH,
+            f"the boot differs from reference {match.reference.name}",
+            expected=first.expected,
+            seen=first.seen,
+            event=first.place,
+        )
+
+
+def _failed(reason: RejectReason, expected: str, seen: str, event: str) -> Check:
+    return Check(reason.value, TITLES[reason], passed=False, expected=expected, seen=seen, event=event)
+
+
+def _failed_reference(mismatch: Mismatch) -> Check:
+    return _failed(RejectReason.REFERENCE_MISMATCH, mismatch.expected, mismatch.seen, mismatch.place)
