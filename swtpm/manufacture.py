@@ -30,6 +30,7 @@ from tpm2_pytss import (
     TSS2_Exception,
 )
 
+from attestation.attester import tss_log
 from attestation.attester.endorsement import PROFILES, EndorsementProfile
 from attestation.model import EkTemplate
 from swtpm.control import ControlChannel
@@ -157,6 +158,7 @@ class _SocketTcti(PyTCTI):  # type: ignore[misc]
 @contextlib.contextmanager
 def _new_tpm(state_dir: Path, key: Key | None) -> Iterator[ESAPI]:
     """Run a new TPM, reachable through this process only; shut it down in good order at the end."""
+    tss_log.silence()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     data, their_data = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, data:

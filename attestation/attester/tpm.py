@@ -6,7 +6,6 @@ whatever is loaded is flushed in ``finally``, and left-overs are swept at the st
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,25 +15,17 @@ from tpm2_pytss import (
     ESAPI,
     ESYS_TR,
     TPM2_ALG,
-    TPM2_CAP,
-    TPM2_RH,
-    TPM2_SE,
     TPM2B_DATA,
     TPM2B_ENCRYPTED_SECRET,
     TPM2B_ID_OBJECT,
     TPM2B_PUBLIC,
-    TPM2B_SENSITIVE_CREATE,
-    TPMA_OBJECT,
     TPML_DIGEST_VALUES,
-    TPML_PCR_SELECTION,
-    TPMS_ATTEST,
     TPMT_HA,
-    TPMT_PUBLIC,
-    TPMT_SYM_DEF,
     TPMU_HA,
     TSS2_Exception,
 )
 
+from attestation.attester import tss_log
 from attestation.attester.endorsement import (
     ISSUING_CHAIN_FIRST,
     ISSUING_CHAIN_LAST,
@@ -42,7 +33,19 @@ from attestation.attester.endorsement import (
     EndorsementProfile,
     split_certificates,
 )
+from attestation.attester.keys import (
+    attestation_template,
+    endorsement_authorisation,
+    endorsement_template,
+    is_endorsement_primary,
+    loaded_persistent,
+    loaded_primary,
+    marshal_public,
+    same_template,
+)
+from attestation.attester.nv import list_handles, read_nv
 from attestation.attester.owner import OwnerThread
+from attestation.attester.pcrs import checked_pcrs, pcr_digest, read_pcrs, selection
 from attestation.errors import TpmError
 from attestation.model import BootIdentity, EkTemplate, PcrBank
 
@@ -52,23 +55,12 @@ DEFAULT_TIMEOUT_SECONDS = 60.0
 """For one operation; an RSA endorsement key can take a hardware TPM half of that."""
 
 _QUOTE_ATTEMPTS = 8
-_PCRS_PER_READ = 8
-"""TPM2_PCR_Read returns at most this many digests (TPML_DIGEST)."""
-_NV_CHUNK = 512
-"""TPM2_NV_Read size that every TPM allows (TPM_PT_NV_BUFFER_MAX is at least 512: PC Client Platform TPM Profile)."""
 _SESSIONS_FIRST = 0x02000000
 _TRANSIENT_FIRST = 0x80000000
-_MAX_HANDLES = 64
+_LAYER_MASK = 0xFF0000
+_ANSWERING_LAYERS = (0, 11 << 16, 12 << 16)
+"""TSS2 response code layers of the TPM and of resource managers (TCG TSS 2.0 Overview, 2.4)."""
 
-_AK_ATTRIBUTES = (
-    TPMA_OBJECT.FIXEDTPM
-    | TPMA_OBJECT.FIXEDPARENT
-    | TPMA_OBJECT.SENSITIVEDATAORIGIN
-    | TPMA_OBJECT.USERWITHAUTH
-    | TPMA_OBJECT.NODA
-    | TPMA_OBJECT.RESTRICTED
-    | TPMA_OBJECT.SIGN_ENCRYPT
-)
 _BANK_ALGORITHMS = {PcrBank.SHA256: TPM2_ALG.SHA256, PcrBank.SHA384: TPM2_ALG.SHA384}
 
 
@@ -121,7 +113,7 @@ class Tpm:
         self._forced_template = template
         self._ak_handle = ak_handle
         self._owner = OwnerThread("tpm-owner", timeout_seconds)
-        self._esapi: ESAPI
+        self._esapi: ESAPI | None = None
         self._profile: EndorsementProfile | None = None
 
     @classmethod
@@ -146,8 +138,7 @@ class Tpm:
         Raises:
             TpmError: The TPM cannot be reached.
         """
-        # Else every NV index that is not there prints two lines. Read by the library when it first logs.
-        os.environ.setdefault("TSS2_LOG", "all+NONE")
+        tss_log.silence()
         tpm = cls(tcti, template=template, ak_handle=ak_handle, timeout_seconds=timeout_seconds)
         try:
             tpm._owner.call(tpm._connect)
@@ -167,7 +158,7 @@ class Tpm:
     def close(self) -> None:
         """Disconnect; closing twice does nothing."""
         with contextlib.suppress(TpmError):
-            self._owner.call(lambda: self._esapi.close())
+            self._owner.call(self._disconnect)
         self._owner.close()
 
     def endorsement_key(self) -> EndorsementKey:
@@ -179,12 +170,12 @@ class Tpm:
 
         def read(esapi: ESAPI) -> EndorsementKey:
             profile = self._endorsement_profile(esapi)
-            certificate = _read_nv(esapi, profile.certificate_index)
+            certificate = read_nv(esapi, profile.certificate_index)
             with self._loaded_ek(esapi, profile) as (_, public):
-                area = _marshal(public)
+                area = marshal_public(public)
             chain = b"".join(
-                _read_nv(esapi, index) or b""
-                for index in _handles(esapi, ISSUING_CHAIN_FIRST)
+                read_nv(esapi, index) or b""
+                for index in list_handles(esapi, ISSUING_CHAIN_FIRST)
                 if index <= ISSUING_CHAIN_LAST
             )
             # Some vendors pad the index: what follows the certificate is not part of it.
@@ -205,7 +196,7 @@ class Tpm:
 
         def read(esapi: ESAPI) -> bytes:
             with self._loaded_ak(esapi) as (_, public):
-                return _marshal(public)
+                return marshal_public(public)
 
         return self._run("attestation key", read)
 
@@ -235,7 +226,7 @@ class Tpm:
             with (
                 self._loaded_ak(esapi) as (ak, _),
                 self._loaded_ek(esapi, profile) as (ek, _),
-                _ek_authorisation(esapi, profile) as session,
+                endorsement_authorisation(esapi, profile) as session,
             ):
                 return bytes(esapi.activate_credential(ak, ek, blob, secret, ESYS_TR.PASSWORD, session))
 
@@ -253,19 +244,18 @@ class Tpm:
             TpmError: The TPM refused or did not answer; the bank is not allocated; PCRs kept changing.
             ValueError: The PCRs or the extra data are out of range.
         """
-        selected = _checked_pcrs(pcrs)
+        selected = checked_pcrs(pcrs)
         if len(extra_data) > 64:
             raise ValueError("extra data has at most 64 bytes")
 
         def take(esapi: ESAPI) -> Quote:
             with self._loaded_ak(esapi) as (ak, _):
                 for _attempt in range(_QUOTE_ATTEMPTS):
-                    selection = _selection(bank, selected)
-                    attest, signature = esapi.quote(ak, selection, TPM2B_DATA(extra_data))
+                    attest, signature = esapi.quote(ak, selection(bank, selected), TPM2B_DATA(extra_data))
                     signed = bytes(attest)
-                    values = _read_pcrs(esapi, bank, selected)
+                    values = read_pcrs(esapi, bank, selected)
                     # The quote is the truth: a PCR that moved between the two commands shows here.
-                    if _pcr_digest(signed) == hashlib.sha256(b"".join(value for _, value in values)).digest():
+                    if pcr_digest(signed) == hashlib.sha256(b"".join(value for _, value in values)).digest():
                         return Quote(signed, signature.marshal(), values)
             raise TpmError(f"PCRs changed during each of {_QUOTE_ATTEMPTS} quotes")
 
@@ -278,8 +268,8 @@ class Tpm:
             TpmError: The TPM refused or did not answer, or the bank is not allocated.
             ValueError: The PCRs are out of range.
         """
-        selected = _checked_pcrs(pcrs)
-        return self._run("PCR read", lambda esapi: _read_pcrs(esapi, bank, selected))
+        selected = checked_pcrs(pcrs)
+        return self._run("PCR read", lambda esapi: read_pcrs(esapi, bank, selected))
 
     def extend(self, pcr: int, digests: Mapping[PcrBank, bytes]) -> None:
         """Extend a PCR in the banks given; other banks stay as they are.
@@ -288,7 +278,7 @@ class Tpm:
             TpmError: The TPM refused or did not answer.
             ValueError: The PCR is out of range, or a digest has the wrong length.
         """
-        (index,) = _checked_pcrs((pcr,))
+        (index,) = checked_pcrs((pcr,))
         if any(len(digest) != bank.digest_size for bank, digest in digests.items()):
             raise ValueError("a digest has the length of its bank")
         values = TPML_DIGEST_VALUES(
@@ -318,31 +308,41 @@ class Tpm:
     def _run(self, what: str, command: Callable[[ESAPI], T]) -> T:
         def run() -> T:
             try:
-                return command(self._esapi)
+                return command(self._esapi or self._connect())
             except TSS2_Exception as exc:
+                # A context that lost its TPM refuses everything from then on: the next call makes a new one.
+                if not _is_answer(exc):
+                    self._disconnect()
                 raise TpmError(f"{what}: {exc}") from exc
 
         return self._owner.call(run)
 
-    def _connect(self) -> None:
+    def _connect(self) -> ESAPI:
         try:
-            self._esapi = ESAPI(self._tcti)
+            esapi = ESAPI(self._tcti)
         except (TSS2_Exception, RuntimeError) as exc:
             raise TpmError(f"cannot reach a TPM at {self._tcti}: {exc}") from exc
         try:
             for first in (_TRANSIENT_FIRST, _SESSIONS_FIRST):
-                for handle in _handles(self._esapi, first):
-                    self._esapi.flush_context(self._esapi.tr_from_tpmpublic(handle))
+                for handle in list_handles(esapi, first):
+                    esapi.flush_context(esapi.tr_from_tpmpublic(handle))
         except TSS2_Exception as exc:
-            self._esapi.close()
+            esapi.close()
             raise TpmError(f"the TPM at {self._tcti} does not answer: {exc}") from exc
+        self._esapi = esapi
+        return esapi
+
+    def _disconnect(self) -> None:
+        esapi, self._esapi = self._esapi, None
+        if esapi is not None:
+            esapi.close()
 
     def _endorsement_profile(self, esapi: ESAPI) -> EndorsementProfile:
         if self._profile is None:
             if self._forced_template is not None:
                 self._profile = PROFILES[self._forced_template]
             else:
-                defined = _handles(esapi, min(profile.certificate_index for profile in PROFILES.values()))
+                defined = list_handles(esapi, min(profile.certificate_index for profile in PROFILES.values()))
                 self._profile = next(
                     (profile for profile in PROFILES.values() if profile.certificate_index in defined),
                     PROFILES[EkTemplate.RSA_2048_LOW],
@@ -351,150 +351,30 @@ class Tpm:
 
     @contextlib.contextmanager
     def _loaded_ek(self, esapi: ESAPI, profile: EndorsementProfile) -> Iterator[tuple[ESYS_TR, TPM2B_PUBLIC]]:
-        template = _ek_template(esapi, profile)
-        with _persistent(esapi, profile.persistent_handle) as found:
-            if found is not None and _same_template(found[1], template):
+        template = endorsement_template(esapi, profile)
+        with loaded_persistent(esapi, profile.persistent_handle) as found:
+            if found is not None and same_template(found[1], template):
                 yield found
                 return
-        with _primary(esapi, template) as made:
+        with loaded_primary(esapi, template) as made:
             yield made
 
     @contextlib.contextmanager
     def _loaded_ak(self, esapi: ESAPI) -> Iterator[tuple[ESYS_TR, TPM2B_PUBLIC]]:
-        template = _ak_template()
+        template = attestation_template()
         if self._ak_handle is None:
-            with _primary(esapi, template) as made:
+            with loaded_primary(esapi, template) as made:
                 yield made
             return
-        if self._ak_handle not in _handles(esapi, self._ak_handle):
-            with _primary(esapi, template) as (handle, _):
+        if self._ak_handle not in list_handles(esapi, self._ak_handle):
+            with loaded_primary(esapi, template) as (handle, _):
                 esapi.tr_close(esapi.evict_control(ESYS_TR.OWNER, handle, self._ak_handle))
-        with _persistent(esapi, self._ak_handle) as found:
-            if found is None or not _same_template(found[1], template) or not _is_endorsement_primary(esapi, found[0]):
+        with loaded_persistent(esapi, self._ak_handle) as found:
+            if found is None or not same_template(found[1], template) or not is_endorsement_primary(esapi, found[0]):
                 raise TpmError(f"persistent handle {self._ak_handle:#x} holds a key that is not an attestation key")
             yield found
 
 
-def _ak_template() -> TPM2B_PUBLIC:
-    return TPM2B_PUBLIC.parse("ecc256:ecdsa-sha256:null", objectAttributes=_AK_ATTRIBUTES, nameAlg="sha256")
-
-
-def _ek_template(esapi: ESAPI, profile: EndorsementProfile) -> TPM2B_PUBLIC:
-    stored = _read_nv(esapi, profile.template_index)
-    if stored is not None:
-        area, _ = TPMT_PUBLIC.unmarshal(stored)
-        return TPM2B_PUBLIC(publicArea=area)
-    nonce = _read_nv(esapi, profile.nonce_index) if profile.nonce_index is not None else None
-    return profile.public_template(nonce or b"")
-
-
-@contextlib.contextmanager
-def _primary(esapi: ESAPI, template: TPM2B_PUBLIC) -> Iterator[tuple[ESYS_TR, TPM2B_PUBLIC]]:
-    handle, public, _, _, _ = esapi.create_primary(TPM2B_SENSITIVE_CREATE(), template, ESYS_TR.ENDORSEMENT)
-    try:
-        yield handle, public
-    finally:
-        esapi.flush_context(handle)
-
-
-@contextlib.contextmanager
-def _persistent(esapi: ESAPI, handle: int) -> Iterator[tuple[ESYS_TR, TPM2B_PUBLIC] | None]:
-    if handle not in _handles(esapi, handle):
-        yield None
-        return
-    loaded = esapi.tr_from_tpmpublic(handle)
-    try:
-        public, _, _ = esapi.read_public(loaded)
-        yield loaded, public
-    finally:
-        esapi.tr_close(loaded)
-
-
-@contextlib.contextmanager
-def _ek_authorisation(esapi: ESAPI, profile: EndorsementProfile) -> Iterator[ESYS_TR]:
-    if profile.high_range:
-        yield ESYS_TR.PASSWORD
-        return
-    session = esapi.start_auth_session(
-        ESYS_TR.NONE, ESYS_TR.NONE, TPM2_SE.POLICY, TPMT_SYM_DEF(algorithm=TPM2_ALG.NULL), TPM2_ALG.SHA256
-    )
-    try:
-        esapi.policy_secret(ESYS_TR.ENDORSEMENT, session)
-        yield session
-    finally:
-        esapi.flush_context(session)
-
-
-def _same_template(public: TPM2B_PUBLIC, template: TPM2B_PUBLIC) -> bool:
-    """Compare two public areas but for ``unique``, which is what the TPM fills in."""
-    areas = []
-    for source in (public, template):
-        area, _ = TPMT_PUBLIC.unmarshal(_marshal(source))
-        area.unique = template.publicArea.unique
-        areas.append(area.marshal())
-    return bool(areas[0] == areas[1])
-
-
-def _is_endorsement_primary(esapi: ESAPI, handle: ESYS_TR) -> bool:
-    """Check the qualified name (TPM 2.0 Part 1, 16.2.4): it shows the parent, which the public area does not."""
-    _, name, qualified = esapi.read_public(handle)
-    expected = hashlib.sha256(int(TPM2_RH.ENDORSEMENT).to_bytes(4, "big") + bytes(name)).digest()
-    return bytes(qualified) == int(TPM2_ALG.SHA256).to_bytes(2, "big") + expected
-
-
-def _marshal(public: TPM2B_PUBLIC) -> bytes:
-    area = public.publicArea
-    return bytes(area.marshal())
-
-
-def _handles(esapi: ESAPI, first: int) -> list[int]:
-    """List handles of the kind of ``first`` (its top byte), from ``first`` on."""
-    _, capability = esapi.get_capability(TPM2_CAP.HANDLES, first, _MAX_HANDLES)
-    handles = capability.data.handles
-    return [int(handles[i]) for i in range(handles.count)]
-
-
-def _read_nv(esapi: ESAPI, index: int) -> bytes | None:
-    """Read an NV index with its own, empty authorisation; None if it is not defined or was never written."""
-    if index not in _handles(esapi, index):
-        return None
-    handle = esapi.tr_from_tpmpublic(index)
-    try:
-        public, _ = esapi.nv_read_public(handle)
-        size = int(public.nvPublic.dataSize)
-        chunks = [
-            bytes(esapi.nv_read(handle, min(_NV_CHUNK, size - offset), offset)) for offset in range(0, size, _NV_CHUNK)
-        ]
-        return b"".join(chunks)
-    finally:
-        esapi.tr_close(handle)
-
-
-def _selection(bank: PcrBank, pcrs: tuple[int, ...]) -> TPML_PCR_SELECTION:
-    return TPML_PCR_SELECTION.parse(f"{bank.value}:{','.join(map(str, pcrs))}")
-
-
-def _read_pcrs(esapi: ESAPI, bank: PcrBank, pcrs: tuple[int, ...]) -> tuple[tuple[int, bytes], ...]:
-    values: list[tuple[int, bytes]] = []
-    for start in range(0, len(pcrs), _PCRS_PER_READ):
-        part = pcrs[start : start + _PCRS_PER_READ]
-        _, _, digests = esapi.pcr_read(_selection(bank, part))
-        read = [bytes(digests[i]) for i in range(digests.count)]
-        if len(read) != len(part):
-            raise TpmError(f"the {bank.value} bank is not allocated: {len(read)} of {len(part)} PCRs were read")
-        values += zip(part, read, strict=True)
-    return tuple(values)
-
-
-def _pcr_digest(attest: bytes) -> bytes:
-    parsed, _ = TPMS_ATTEST.unmarshal(attest)
-    attested = parsed.attested
-    quote = attested.quote
-    return bytes(quote.pcrDigest)
-
-
-def _checked_pcrs(pcrs: tuple[int, ...]) -> tuple[int, ...]:
-    selected = tuple(sorted(set(pcrs)))
-    if not selected or selected[0] < 0 or selected[-1] > 23 or len(selected) != len(pcrs):
-        raise ValueError("PCRs are distinct, from 0 to 23, and at least one")
-    return selected
+def _is_answer(exc: TSS2_Exception) -> bool:
+    """Whether an error is the TPM's own (or its resource manager's), not one of the way to it."""
+    return (int(exc.rc) & _LAYER_MASK) in _ANSWERING_LAYERS
