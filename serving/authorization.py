@@ -4,6 +4,8 @@ Every call proves its caller anew (``serving.identity.prove_caller``): a connect
 A method that is not in the table is refused, whoever calls.
 """
 
+from __future__ import annotations  # grpc's handler types take parameters in its stubs only
+
 import contextvars
 import datetime
 from collections.abc import Callable, Mapping

@@ -3,6 +3,8 @@
 A domain knows no status codes. What no table names is INTERNAL, logged with its traceback, told to nobody.
 """
 
+from __future__ import annotations  # grpc's handler types take parameters in its stubs only
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
