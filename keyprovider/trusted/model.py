@@ -166,8 +166,8 @@ def check_uuid(what: str, text: str) -> None:
         InvalidArgument: It is not.
     """
     try:
-        canonical = str(uuid.UUID(text))
+        canonical = str(uuid.UUID(text)) == text
     except ValueError:
-        canonical = ""
-    if canonical != text:
+        canonical = False
+    if not canonical:
         raise InvalidArgument(f"{what} is a UUID in lower-case RFC 9562 text form")

@@ -33,6 +33,11 @@ class ReleaseWriter:
         self._thread = threading.Thread(target=self._run, name="release-writer", daemon=True)
         self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """Records that no transaction has taken up yet."""
+        return self._queue.qsize()
+
     def write(self, record: ReleaseRecord) -> int:
         """Append a record and wait until it is durable.
 

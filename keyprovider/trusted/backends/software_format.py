@@ -58,7 +58,8 @@ class PrimaryKeyFile:
             if set(fields) != {"format", "salt", "keys"} or fields["format"] != FORMAT:
                 raise ValueError("unknown format")
             wrapped = {
-                (str(each["provider"]), int(each["version"])): bytes.fromhex(each["wrapped"]) for each in fields["keys"]
+                (str(each["provider"]), _version(each["version"])): bytes.fromhex(each["wrapped"])
+                for each in fields["keys"]
             }
             salt = bytes.fromhex(fields["salt"])
             if len(salt) != SALT_SIZE or len(wrapped) != len(fields["keys"]):
@@ -90,3 +91,9 @@ def decode_primary_keys(content: bytes, key_file: SecretKey) -> dict[tuple[str, 
             return {name: unwrap_key(storage, blob, storage_context(*name)) for name, blob in file.wrapped.items()}
         except EnvelopeError as exc:
             raise BackendError("a primary key does not open: another key file, or the file was changed") from exc
+
+
+def _version(value: object) -> int:
+    if type(value) is not int or not 0 < value < 1 << 32:
+        raise ValueError("a version is a number from 1")
+    return value
