@@ -1,16 +1,18 @@
-"""Errors of the demo.
+"""Errors of what the demo works with, before its story begins.
 
-    DemoError
-    ├── GuestUnavailable   the demo's guest (Debian kernel, busybox) cannot be had or built
-    ├── ImageRejected      the disk image that the user named cannot be used
-    └── ScannerBroken      the proof of absence did not find what was planted: it proves nothing
+    ConfigError (serving)
+    └── DemoError
+        ├── GuestUnavailable   the demo's guest (Debian kernel, busybox) cannot be had or built
+        └── ImageRejected      the disk image cannot be used
 
-Each message is one line that says what is wrong and what to do.
+Each message is one line that says what is wrong and what to do. A claim that fails is ``ClaimFailed`` (``claims``).
 """
 
+from serving.errors import ConfigError
 
-class DemoError(Exception):
-    """Root of the demo's errors."""
+
+class DemoError(ConfigError):
+    """Root of these errors."""
 
 
 class GuestUnavailable(DemoError):
@@ -18,8 +20,4 @@ class GuestUnavailable(DemoError):
 
 
 class ImageRejected(DemoError):
-    """The disk image that the user named cannot be used."""
-
-
-class ScannerBroken(DemoError):
-    """The proof of absence did not find a planted key."""
+    """The disk image cannot be used."""
