@@ -5,6 +5,7 @@
     ├── EvidenceRejected      the evidence was read, and is not believed (reason: RejectReason)
     ├── EnrollmentRejected    the host is not admitted (reason: EnrollmentReason)
     ├── TokenRejected         a token or heartbeat is not believed (reason: TokenReason)
+    ├── MalformedRequest      an administrator's request is not one: a name, an id, a page
     ├── PolicyRejected        a policy or reference document is not acceptable
     ├── NotFound              a host, anchor or reference of that name does not exist
     ├── Conflict              the change contradicts what is there
@@ -140,6 +141,10 @@ class TokenRejected(AttestationError):
     def __init__(self, reason: TokenReason, message: str) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
+
+
+class MalformedRequest(AttestationError):
+    """An administrator's request is not one: a name, an id, a page."""
 
 
 class PolicyRejected(AttestationError):

@@ -68,6 +68,9 @@ class Database:
         with self._translated(), self.engine.connect() as connection:
             if self.is_sqlite:
                 connection.exec_driver_sql("BEGIN")
+            else:
+                # READ COMMITTED, the default, takes a new snapshot with each statement.
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
             connection.rollback()
 
