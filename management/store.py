@@ -98,8 +98,9 @@ class SqlInventoryStore:
         host = token.host
         with self._database.write() as connection:
             connection.execute(_spent_tokens.delete().where(_spent_tokens.c.expires_at <= now))
-            spent = connection.execute(
-                _insert_or_ignore(self._database, _spent_tokens),
+            # Row counts of such an INSERT are not reported by every driver; what it returns is.
+            spent = connection.scalar(
+                _insert_or_ignore(self._database, _spent_tokens).returning(_spent_tokens.c.token_id),
                 {
                     "token_id": token.token_id,
                     "host": host.name,
@@ -108,7 +109,7 @@ class SqlInventoryStore:
                     "expires_at": token.expires_at,
                 },
             )
-            if spent.rowcount == 0:
+            if spent is None:
                 _check_repeated(connection, token)
             _put_host(connection, host)
             _append(connection, event)
@@ -231,7 +232,7 @@ class SqlInventoryStore:
 
 
 def _insert_or_ignore(database: Database, table: sa.Table) -> Any:
-    """An INSERT that does nothing where the key is there: its row count tells which."""
+    """An INSERT that does nothing, and returns nothing, where the key is there."""
     if database.is_sqlite:
         return sqlite.insert(table).on_conflict_do_nothing()
     return postgresql.insert(table).on_conflict_do_nothing()
