@@ -43,6 +43,10 @@ lock: install-test ## write requirements.lock anew
 	.tools/bin/uv pip compile --quiet --python-version 3.11 --universal --generate-hashes --no-emit-index-url --no-header \
 	  --all-extras --group dev pyproject.toml --output-file requirements.lock
 
+recordings: ## boot OVMF and record what it measures, anew
+	@deploy/install recordings
+	$(PYTHON) deploy/recordings/record.py
+
 bench: install-test ## measure, print the table, write bench/results.json
 	$(PYTHON) -m bench
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +26,7 @@ META_PACKAGE = "linux-image-cloud-amd64"
 GUEST_MODULES = ("virtio_pci", "virtio_blk", "button", "evdev")
 """What the guest's disk and its power button need; the TPM drivers and ext4 are built into the cloud kernel."""
 _BUSYBOX = Path("/bin/busybox")
+_APT_LISTS = Path("/var/lib/apt/lists")
 _POWER_BUTTON = "etc/acpi/PWRF/00000080"
 """Where busybox's acpid looks for what to do when the power button is pressed."""
 _DOWNLOAD_SECONDS = 600
@@ -117,6 +119,8 @@ def fetch_kernel_package(cache_directory: Path, progress: Progress = lambda _: N
     for older in directory.glob("*.deb"):
         if older != target:
             older.unlink(missing_ok=True)
+    with suppress(PermissionError):
+        target.touch()  # checked now: see _prepare
     return target
 
 
@@ -236,11 +240,14 @@ def _prepare() -> int:
     """Have the newest kernel and the guest in the cache; without network, what is there must do."""
     cache = default_cache_directory()
     try:
-        try:
-            fetch_kernel_package(cache, print)
-        except GuestUnavailable:
-            if _cached_package(cache) is None:
-                raise
+        cached = _cached_package(cache)
+        # Asking apt takes seconds; it answers otherwise than last time only after apt-get update.
+        if cached is None or not _APT_LISTS.is_dir() or cached.stat().st_mtime < _APT_LISTS.stat().st_mtime:
+            try:
+                fetch_kernel_package(cache, print)
+            except GuestUnavailable:
+                if cached is None:
+                    raise
         build_guest(cache, print)
     except GuestUnavailable as exc:
         print(f"guest_image: {exc}", file=sys.stderr)
