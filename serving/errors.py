@@ -9,7 +9,10 @@ ServingError
 └── RemoteError        a call was refused or not answered (code, reason, message)
 """
 
-import grpc
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import grpc  # pure cores import this module, and know no transport
 
 
 class ServingError(Exception):
@@ -45,7 +48,7 @@ class RemoteError(ServingError):
         message: For people.
     """
 
-    def __init__(self, code: grpc.StatusCode, reason: str, message: str) -> None:
+    def __init__(self, code: "grpc.StatusCode", reason: str, message: str) -> None:
         super().__init__(f"{reason}: {message}")
         self.code = code
         self.reason = reason
