@@ -1,13 +1,13 @@
 """The story: seven chapters of claims, each shown on running parts."""
 
-import base64
 import hashlib
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from attestation.simulator.boot import Recording
-from cli.demo.absence import Needle, scan
+from cli.demo.absence import Needle, all_pids, files_below, find_planted, scan
 from cli.demo.claims import ClaimFailed, Ledger
 from cli.demo.disk_image import DiskImage
 from cli.demo.guest_image import GuestImage
@@ -37,6 +37,8 @@ class Story:
     image: DiskImage
     guest: GuestImage
     boots: list[GuestReport] = field(default_factory=list)
+    begun_at: float = field(default_factory=lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
+    """Before the first key came to be; a process that is older was given none."""
 
     def tell(self) -> None:
         """Tell all chapters.
@@ -247,32 +249,23 @@ class Story:
     # Chapter 5
 
     def _scanner_finds(self) -> str:
-        planted = self.world.directory / "planted"
-        value = os.urandom(32)
-        encodings = {"raw": value, "hexadecimal": value.hex().encode(), "base64": base64.b64encode(b"x" + value)}
-        for name, text in encodings.items():
-            planted.write_bytes(b"before " + text + b" after")
-            result = scan([Needle("planted", value)], [planted], [])
-            _require(bool(result.hits), f"a key planted as {name} was not found")
-        planted.unlink()
-        return ", ".join(encodings)
+        return ", ".join(find_planted(self.world.directory, os.urandom(32)))
 
     def _nothing_is_found(self) -> str:
         vm = self.world.vm(VM)
         keys = recompute_keys(self.world.site / "trust-authority" / "keyprovider", Path(vm.bundle_path))
-        needles = keys + [Needle(f"content {n}", marker) for n, marker in enumerate(self.image.markers)]
+        needles = keys + [Needle(f"content {number}", marker) for number, marker in enumerate(self.image.markers)]
         kinds = {needle.name.split(" ")[0] for needle in keys}
-        _require({"KEK", "DEK", "LUKS"} <= kinds, f"the scanner recomputed only {sorted(kinds)}")
-        # The software backend's key and the image itself are where these keys and markers come from.
-        sources = {self.image.path.resolve()}
-        files = [path for path in self.world.directory.rglob("*") if path.is_file() and path.resolve() not in sources]
-        pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
-        result = scan(needles, files, pids)
-        _require(not result.unreadable, f"could not be read: {result.unreadable[:3]}")
-        _require(not result.hits, f"found: {[str(hit) for hit in result.hits[:3]]}")
+        _require(kinds == {"KEK", "DEK", "LUKS"}, f"the keys recomputed are only {sorted(kinds)}")
+        # The image is where the markers come from; what came of it is what is searched.
+        files = [path for path in files_below(self.world.directory) if path != self.image.path]
+        pids = all_pids()
+        result = scan(needles, files, pids, needles_since=self.begun_at)
+        _require(not result.unreadable, f"could not be read: {', '.join(result.unreadable[:3])}")
+        _require(not result.hits, f"found: {', '.join(map(str, result.hits[:3]))}")
         return (
-            f"{len(keys)} keys and {len(self.image.markers)} markers, raw, hexadecimal, base64: none in {len(files)} "
-            f"files ({result.scanned_bytes >> 20} MiB) and {len(pids)} processes"
+            f"{len(keys)} keys and {len(self.image.markers)} markers: none in {len(files)} files "
+            f"({result.scanned_bytes >> 20} MiB) and {len(pids)} processes"
         )
 
     # Chapter 6
