@@ -21,8 +21,9 @@ from keyprovider.trusted.model import BackendKind
 from keyprovider.trusted.ports import PrimaryKeyBackend
 from keyprovider.trusted.release import ReleaseRules
 from keyprovider.trusted.release_writer import ReleaseWriter
-from keyprovider.trusted.service import KeyReleaseService, TokenVerifier
+from keyprovider.trusted.service import KeyReleaseService
 from keyprovider.trusted.store import SqlProviderStore, SqlReleaseStore, open_schema
+from keyprovider.trusted.verification import TokenVerifier
 from serving.authorization import AuthorizationTable
 from serving.client import ClientTls
 from serving.config import load_settings

@@ -1,9 +1,11 @@
 """The RPC edge of the key provider service: messages to values and back, errors to statuses, who may call what."""
 # ruff: noqa: N802, ARG002 - gRPC names the methods and passes the arguments
 
+import functools
 from typing import Final
 
 import grpc
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -153,10 +155,15 @@ def services(release: KeyReleaseService, administration: Administration) -> list
 
 def _peer() -> Peer:
     caller = current_caller()
-    key = caller.certificate.public_key()
-    on_p256 = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
-    thumbprint = tls_thumbprint(key) if on_p256 and isinstance(key, ec.EllipticCurvePublicKey) else b""
-    return Peer(caller.identity.role.value, caller.identity.name, thumbprint)
+    return Peer(caller.identity.role.value, caller.identity.name, _thumbprint(caller.certificate))
+
+
+@functools.lru_cache(maxsize=4096)
+def _thumbprint(certificate: x509.Certificate) -> bytes:
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        return b""
+    return tls_thumbprint(key)
 
 
 def _authority(message: pb.Authority) -> Authority:

@@ -3,29 +3,20 @@
 The decision itself is ``trusted.release``. A key leaves only sealed, and only after its record is durable.
 """
 
-import threading
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
 
-import jwt
-
-from attestation.token import PublicKeys, VerifiedToken, verify_token
 from keyprovider.envelope import WrapContext, release_info, release_request_hash, seal_key
-from keyprovider.errors import GrantReason, GrantRejected
-from keyprovider.grant import VerifiedGrant, verify_grant
 from keyprovider.keymaterial import SecretKey
-from keyprovider.trusted.directory import Directory, Snapshot
+from keyprovider.trusted.directory import Directory
 from keyprovider.trusted.model import BackendKind, KeyRequest, Operation, Peer, Provider, ReleaseRecord
 from keyprovider.trusted.ports import HeartbeatSource, PrimaryKeyBackend
 from keyprovider.trusted.release import Approved, ReleaseRules, decide
 from keyprovider.trusted.release_writer import ReleaseWriter
+from keyprovider.trusted.verification import GrantVerifier, TokenVerifier
 from keyprovider.trusted.wrapped_key import join_version, split_version
-
-_REMEMBERED_TOKENS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,38 +39,6 @@ class ReleasedKey:
     release_index: int
 
 
-class TokenVerifier:
-    """Verifies tokens, and remembers which ones it verified: a host shows the same one for minutes.
-
-    Only the signature and claims are remembered. Whether a token is still good is decided anew for each request.
-    """
-
-    def __init__(self, keys: PublicKeys, *, issuer: str, audience: str) -> None:
-        """Believe tokens that ``issuer`` made with ``keys`` for ``audience``."""
-        self._keys = keys
-        self._issuer = issuer
-        self._audience = audience
-        self._lock = threading.Lock()
-        self._verified: OrderedDict[str, VerifiedToken] = OrderedDict()
-
-    def verify(self, text: str, now: int) -> VerifiedToken:
-        """Check a token's signature, type, issuer, audience and claims.
-
-        Raises:
-            TokenRejected: As ``verify_token``.
-        """
-        with self._lock:
-            known = self._verified.get(text)
-        if known is not None and now < known.expires_at:
-            return known
-        token = verify_token(text, keys=self._keys, issuer=self._issuer, audience=self._audience, now=now)
-        with self._lock:
-            self._verified[text] = token
-            if len(self._verified) > _REMEMBERED_TOKENS:
-                self._verified.popitem(last=False)
-        return token
-
-
 class KeyReleaseService:
     """Gives keys to attested hosts for VMs that were placed on them."""
 
@@ -96,6 +55,7 @@ class KeyReleaseService:
     ) -> None:
         """Put the parts together; ``clock`` gives seconds since the epoch."""
         self._tokens = tokens
+        self._grants = GrantVerifier(directory)
         self._directory = directory
         self._backends = backends
         self._heartbeats = heartbeats
@@ -134,7 +94,7 @@ class KeyReleaseService:
     def _approve(self, peer: Peer, authority: Authority, request: KeyRequest) -> Approved:
         now = self._clock()
         token = self._tokens.verify(authority.token, now)
-        grant = self._verify_grant(authority.grant, now)
+        grant = self._grants.verify(authority.grant, now)
         return decide(
             request,
             peer=peer,
@@ -146,34 +106,9 @@ class KeyReleaseService:
             now=now,
         )
 
-    def _verify_grant(self, text: str, now: int) -> VerifiedGrant:
-        snapshot = self._directory.snapshot()
-        try:
-            return _believed(text, verify_grant(text, principals=snapshot.principal_keys, now=now), snapshot)
-        except GrantRejected as exc:
-            if exc.reason is not GrantReason.BAD_SIGNATURE:
-                raise
-        # Its principal may have been registered a moment ago, through another process.
-        snapshot = self._directory.snapshot(fresh=True)
-        return _believed(text, verify_grant(text, principals=snapshot.principal_keys, now=now), snapshot)
-
     def _find_provider(self, name: str) -> Provider | None:
         found = self._directory.snapshot().providers.get(name)
         return found if found is not None else self._directory.snapshot(fresh=True).providers.get(name)
-
-
-def _believed(text: str, grant: VerifiedGrant, snapshot: Snapshot) -> VerifiedGrant:
-    """Refuse a principal who signs in another's name: the record would name the wrong one.
-
-    Raises:
-        GrantRejected: BAD_SIGNATURE.
-    """
-    signer = snapshot.principal_names[jwt.get_unverified_header(text)["kid"]]  # its signature was verified by that key
-    if signer != grant.principal:
-        raise GrantRejected(
-            GrantReason.BAD_SIGNATURE, f"the placement grant names {grant.principal!r}, but {signer!r} signed it"
-        )
-    return grant
 
 
 def _record(approved: Approved, key_reference: str) -> ReleaseRecord:

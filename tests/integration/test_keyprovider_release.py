@@ -372,8 +372,9 @@ def test_without_heartbeats_releases_end(site: KeyProviderSite) -> None:
     assert {"given", "HEARTBEAT_STALE"} <= seen
 
 
-def test_two_services_over_one_database(site: KeyProviderSite) -> None:
+def test_two_services_over_one_database(tmp_path: Path, database_url: str) -> None:
     """What one service wrapped the other unwraps, both write one log without a gap (B-4)."""
+    site = KeyProviderSite(tmp_path, database_url)
     with (
         site.attestation() as attestation,
         site.service(site.write_config(attestation), "one") as one,
