@@ -99,7 +99,9 @@ class SqlReleaseStore:
                     for index, entry in zip(indexes, entries, strict=True)
                 ]
                 connection.execute(_releases.insert(), rows)
-        except (serving_errors.StoreError, sa.exc.SQLAlchemyError) as exc:
+        except IntegrityError as exc:
+            raise StoreError("release records could not be stored: their place in the log is taken") from exc
+        except serving_errors.StoreError as exc:
             raise StoreError(f"release records could not be stored: {exc}") from exc
         return indexes
 

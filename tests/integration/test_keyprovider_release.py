@@ -129,6 +129,34 @@ def test_a_release_is_answered_only_after_others_can_read_it(stage: Stage) -> No
     database.close()
 
 
+def test_a_release_waits_for_the_database(stage: Stage) -> None:
+    """While another writer holds the database nothing is answered; when it lets go, everything is (B-4)."""
+    database = Database(stage.site.database_url)
+    with ThreadPoolExecutor(4) as pool:
+        with database.write():
+            waiting = [pool.submit(stage.create) for _ in range(4)]
+            time.sleep(1)
+            assert not any(each.done() for each in waiting)
+        indexes = [each.result(15)[0].release_index for each in waiting]
+    size = SqlReleaseStore(database).size()
+    database.close()
+    assert sorted(indexes) == list(range(size - 4, size))
+
+
+def test_without_a_record_there_is_no_key(stage: Stage) -> None:
+    """When the log cannot be written the release fails, and goes on when it can again (B-4)."""
+    database = Database(stage.site.database_url)
+    with database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE keyprovider_releases RENAME TO elsewhere")
+    with pytest.raises(RemoteError) as refused:
+        stage.create()
+    assert (refused.value.reason, refused.value.code) == ("STORE_UNAVAILABLE", grpc.StatusCode.UNAVAILABLE)
+    with database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE elsewhere RENAME TO keyprovider_releases")
+    database.close()
+    assert stage.create()[0].release_index == 1
+
+
 Attempt = Callable[[Stage], None]
 
 
