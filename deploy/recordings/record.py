@@ -4,8 +4,9 @@
 
 Makes ``attestation/simulator/recordings/{good,changed-command-line}``: two boots that differ in nothing but the
 kernel command line. Everything that would differ by chance is pinned (GPT GUIDs, volume serial number, dates in the
-initial RAM disk), so that a host's PCRs tell the command line and nothing else. Each recording is checked before it is
-kept: the log replays to the PCRs, by tpm2_eventlog, which is not of this project.
+initial RAM disk and the image), so that a host's PCRs tell the command line and nothing else, and the same versions of
+the tools record the same bytes again. Each recording is checked before it is kept: the log replays to the PCRs, by
+tpm2_eventlog, which is not of this project.
 """
 
 import base64
@@ -48,6 +49,9 @@ _DISK_SIZE = 64 << 20
 _PARTITION_SIZE = _DISK_SIZE - 2 * _PARTITION_OFFSET
 _BOOT_SECONDS = 300
 _IMA_PCR = 10
+_PE_HEADER_POINTER = 0x3C
+_PE_DATE = 8
+"""Offset of TimeDateStamp from the PE signature (PE format, COFF file header)."""
 
 
 def main() -> int:
@@ -98,6 +102,7 @@ def make_uki(directory: Path, kernel: UnpackedKernel, initrd: bytes, command_lin
         address = _page_aligned(address + files[name].stat().st_size)
     uki = directory / "uki.efi"
     _run([*arguments, str(_STUB), str(uki)])
+    _forget_date(uki)
     return uki
 
 
@@ -203,6 +208,18 @@ def _end_of_sections(program: Path) -> int:
     listing = _run(["objdump", "--headers", str(program)])
     rows = re.findall(r"^\s*\d+ \S+\s+([0-9a-f]{8})\s+([0-9a-f]{16})", listing, re.MULTILINE)
     return _page_aligned(max(int(size, 16) + int(address, 16) for size, address in rows))
+
+
+def _forget_date(program: Path) -> None:
+    """Zero the date that objcopy wrote into a PE header (TimeDateStamp): it is part of what firmware measures."""
+    with program.open("r+b") as file:
+        file.seek(_PE_HEADER_POINTER)
+        header = int.from_bytes(file.read(4), "little")
+        file.seek(header)
+        if file.read(4) != b"PE\0\0":
+            raise SystemExit(f"{program.name} is no EFI program")
+        file.seek(header + _PE_DATE)
+        file.write(bytes(4))
 
 
 def _page_aligned(address: int) -> int:
