@@ -13,7 +13,7 @@ from attestation.binding import LOG_ORDER, QuoteBinding, hpke_thumbprint, tls_th
 from attestation.model import HostId, HpkeKem, LogKind
 
 DOCUMENT = json.loads((Path(__file__).parents[2] / "docs" / "vectors" / "quote-binding.json").read_text())
-VECTORS = DOCUMENT["vectors"]
+VECTORS = DOCUMENT["cases"]
 
 
 def tls_key(given: dict[str, Any]) -> ec.EllipticCurvePublicKey:
@@ -75,7 +75,7 @@ OTHER = bytes(32)
         {"service_key": OTHER},
         {"audience": "other.example"},
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_every_field_is_bound(lie: dict[str, Any]) -> None:
     """T2, T6: a quote for another nonce, key, log, host, service or audience has another extraData."""
@@ -92,7 +92,7 @@ def test_a_host_that_hashes_its_logs_in_another_order_gets_the_same() -> None:
 def test_wrong_lengths_are_refused(field: str) -> None:
     """A shorter nonce or thumbprint is a mistake, not another binding."""
     with pytest.raises(ValueError, match="32 bytes"):
-        replace(HONEST, **{field: bytes(31)})
+        replace(HONEST, **{field: bytes(31)})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="32 bytes"):
         replace(HONEST, log_hashes={LogKind.TCG: b""})
 
