@@ -19,6 +19,8 @@ from keyprovider.trusted.ports import HeartbeatFetcher
 from serving.errors import RemoteError
 
 POLL_SECONDS: Final = 2.0
+FIRST_POLL_SECONDS: Final = 0.2
+"""Until there is a first heartbeat: a site starts in any order, and its hosts wait for us."""
 _log = structlog.get_logger(__name__)
 
 
@@ -83,7 +85,9 @@ class HeartbeatPoller:
     def _run(self) -> None:
         while True:
             self._poll()
-            if self._stopped.wait(self._interval_seconds):
+            waiting_for_first = self._keeper.newest() is None
+            pause = min(FIRST_POLL_SECONDS, self._interval_seconds) if waiting_for_first else self._interval_seconds
+            if self._stopped.wait(pause):
                 return
 
     def _poll(self) -> None:
