@@ -18,6 +18,7 @@ from attestation.verifier.attest import AttestService, TokenIssuer
 from attestation.verifier.config import AttestationSettings
 from attestation.verifier.cookie import CookieBox
 from attestation.verifier.enrolment import EnrollmentService
+from attestation.verifier.ports import Clock
 from attestation.verifier.rpc_admin import METHODS, admin_services
 from attestation.verifier.rpc_messages import STATUSES
 from attestation.verifier.rpc_public import public_services
@@ -31,6 +32,10 @@ from serving.identity import Role
 from serving.server import RpcServer, ServerTls
 
 _log = structlog.get_logger(__name__)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ def start(path: Path) -> Callable[[], None]:
     return daemon.stop
 
 
-def assemble(settings: AttestationSettings) -> AttestationDaemon:
+def assemble(settings: AttestationSettings, clock: Clock = _now) -> AttestationDaemon:
     """Put the service together.
 
     Raises:
@@ -92,10 +97,10 @@ def assemble(settings: AttestationSettings) -> AttestationDaemon:
         join_token_issuers=(trust_admin_ca,),
         # Read anew each time: the list may be signed anew while the service runs.
         provider_list=lambda: _read_text(settings.provider_list),
-        clock=_now,
+        clock=clock,
         randomness=secrets.token_bytes,
     )
-    attestation = AttestService(store, cookies, issuer, clock=_now, randomness=secrets.token_bytes)
+    attestation = AttestService(store, cookies, issuer, clock=clock, randomness=secrets.token_bytes)
     administration = Administration(
         store, token_key=token_key, heartbeat_seconds=settings.heartbeat_seconds, clock=_now
     )
@@ -105,6 +110,7 @@ def assemble(settings: AttestationSettings) -> AttestationDaemon:
         services=public_services(enrollment, attestation),
         statuses=STATUSES,
         table=None,
+        clock=clock,
     )
     issuers = {
         Role.TRUST_ADMIN: (trust_admin_ca,),
@@ -119,12 +125,9 @@ def assemble(settings: AttestationSettings) -> AttestationDaemon:
         services=admin_services(administration),
         statuses=STATUSES,
         table=AuthorizationTable(METHODS, issuers),
+        clock=clock,
     )
     return AttestationDaemon(public, admin, database)
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)
 
 
 def _read_certificate(path: Path) -> x509.Certificate:

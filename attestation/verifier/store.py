@@ -60,8 +60,6 @@ class SqlAttestationStore:
             first = self._insert(schema.authority).values(id=1, epoch=1, revision=1, policy_version=0)
             connection.execute(first.on_conflict_do_nothing())
 
-    # Enrolment
-
     def spend(self, cookie_id: bytes, *, expires_at: int, now: int) -> None:
         """See ``ports.EnrollmentStore``."""
         with self._database.write() as connection:
@@ -104,8 +102,6 @@ class SqlAttestationStore:
             values = {"token_id": candidate.join_token_id, "host_id": host.host_id.text, "spent_at": now}
             connection.execute(tokens.insert().values(**values))
         return host
-
-    # Attestation
 
     def revision(self) -> int:
         """See ``ports.AttestStore``."""
@@ -213,8 +209,6 @@ class SqlAttestationStore:
             logs={LogKind(log.kind): log.content for log in log_rows},
         )
 
-    # Hosts
-
     def hosts(self, *, after: str, limit: int, state: AdmissionState | None) -> tuple[HostRecord, ...]:
         """See ``ports.AdministrationStore``."""
         query = sa.select(hosts).where(hosts.c.host_id > after).order_by(hosts.c.host_id).limit(limit)
@@ -247,8 +241,6 @@ class SqlAttestationStore:
             connection.execute(hosts.update().where(hosts.c.host_id == host_id.text).values(**values))
             _advance(connection, new_epoch=True)
             return self._locked_host(connection, host_id)
-
-    # Anchors, policy, references
 
     def add_anchor(self, anchor: AnchorRecord) -> None:
         """See ``ports.AdministrationStore``."""
@@ -334,8 +326,10 @@ class SqlAttestationStore:
         return RevocationState(state.epoch, frozenset(HostId(text) for text in banned), state.policy_version)
 
     def _spend(self, connection: sa.Connection, cookie_id: bytes, expires_at: int) -> None:
-        insert = self._insert(schema.spent_cookies).values(cookie_id=cookie_id, expires_at=expires_at)
-        if connection.execute(insert.on_conflict_do_nothing()).rowcount != 1:
+        table = schema.spent_cookies
+        insert = self._insert(table).values(cookie_id=cookie_id, expires_at=expires_at).on_conflict_do_nothing()
+        # What was inserted is returned; rowcount says nothing of an INSERT on PostgreSQL.
+        if connection.scalar(insert.returning(table.c.expires_at)) is None:
             raise ChallengeRejected(ChallengeReason.CHALLENGE_SPENT, "it was used before; ask anew")
 
     def _prune(self, connection: sa.Connection, now: int) -> None:
