@@ -197,7 +197,7 @@ class Story:
         """Ask the host agent directly, as somebody would who owns the management server."""
         request = host_pb2.PowerOnVmRequest(vm_id=self.world.vm(VM).vm_id, grant=grant)
         try:
-            call(self.world.clients.host(self.world, "a").PowerOnVm, request, timeout_seconds=60)
+            call(self.world.clients.host("a").PowerOnVm, request, timeout_seconds=60)
         except RemoteError as exc:
             _require(exc.reason == expected, f"expected {expected}, got {exc}")
             return str(exc)

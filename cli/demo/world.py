@@ -149,7 +149,7 @@ class World:
 
     def attest(self, name: str) -> host_pb2.AttestResponse:
         """Let a host attest now."""
-        return call(self.clients.host(self, name).Attest, host_pb2.AttestRequest())
+        return call(self.clients.host(name).Attest, host_pb2.AttestRequest())
 
     def vm(self, name: str) -> management_pb2.Vm:
         """What the management server knows of a VM."""
