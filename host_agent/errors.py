@@ -18,9 +18,11 @@
         ├── VmDirectoryInUse     another host agent serves the directory
         ├── ImageRefused         a disk image is not copied (reason: ImageReason)
         ├── DiskFull             there is no room; nothing was left behind
+        ├── StorageError         the file system refuses a file of the VM
         ├── FormatError          bytes of a disk header are malformed; the only error of ``vm.luks`` and ``vm.qcow2``
         ├── BundleError          a VM's bundle is not to be used (reason: BundleReason)
         ├── DiskError            a disk of the VM is not to be used (reason: DiskReason)
+        ├── VtpmError            the virtual TPM could not be made or started
         ├── ToolUnavailable      QEMU or its firmware is missing or too old
         └── QemuError            QEMU or qemu-img refused, died or does not answer
 
@@ -171,6 +173,10 @@ class DiskFull(VmError):
     """There is no room for a file of the VM; nothing was left behind."""
 
 
+class StorageError(VmError):
+    """The file system refuses a file of the VM."""
+
+
 class FormatError(VmError):
     """Bytes are not a header of the format, or use what is not supported."""
 
@@ -211,6 +217,10 @@ class DiskError(VmError):
     def __init__(self, reason: DiskReason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class VtpmError(VmError):
+    """The virtual TPM could not be made or started, or its state is damaged or not this VM's."""
 
 
 class ToolUnavailable(VmError):

@@ -4,10 +4,11 @@ The source is opened for reading only, its format is what its own first bytes sa
 stand alone: a header that names another file would make this host read that file for whoever wrote the header.
 """
 
-import errno
+import fcntl
 import json
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ from host_agent.vm.secret_pipe import secret_pipe
 from keyprovider.keymaterial import SecretKey
 
 _SECTOR: Final = 512
+_QEMU_WRITER_LOCKS: Final = (101, 103, 200)
+"""Bytes of an image that QEMU locks while it may write to it, resize it, or keep others from reading it
+(block/file-posix.c: RAW_LOCK_PERM_BASE 100 and RAW_LOCK_SHARED_BASE 200, plus the bit of the permission)."""
+_FLOCK: Final = "hhqqi0q"
+"""struct flock of fcntl(2)."""
 _FOREIGN: Final = (
     (b"QFI\xfb", "qcow"),
     (b"QED\0", "qed"),
@@ -115,14 +121,13 @@ def encrypt_image(source: ImageInfo, target: Path, passphrase: SecretKey | None,
             ImageReason.LARGER_THAN_DISK,
             f"{source.path} holds a disk of {source.virtual_size} bytes, which does not fit into {size} bytes",
         )
-    _require_room(target, source.copy_size)
+    require_room(target.parent, source.copy_size)
     create_disk(target, size, passphrase)
     try:
         _convert(source, target, passphrase)
         sync(target)
-    except BaseException as exc:
+    except BaseException:
         target.unlink(missing_ok=True)
-        _explain_no_room(exc, target)
         raise
 
 
@@ -130,8 +135,7 @@ def create_disk(target: Path, size_bytes: int, passphrase: SecretKey | None) -> 
     """Make an empty disk under a new master key; must not exist yet.
 
     Raises:
-        DiskFull: There is no room; nothing is left behind.
-        OSError: As the file system gives it.
+        OSError: As the file system gives it; nothing is left behind.
     """
     header = b""
     if passphrase is not None:
@@ -144,10 +148,24 @@ def create_disk(target: Path, size_bytes: int, passphrase: SecretKey | None) -> 
             file.write(image)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException as exc:
+    except BaseException:
         target.unlink(missing_ok=True)
-        _explain_no_room(exc, target)
         raise
+
+
+def require_room(directory: Path, needed_bytes: int) -> None:
+    """Check that so many bytes can be written in a directory.
+
+    Raises:
+        DiskFull: They cannot.
+        OSError: As the file system gives it.
+    """
+    status = os.statvfs(directory)
+    free = status.f_bavail * status.f_frsize
+    if free < needed_bytes:
+        raise DiskFull(
+            f"the disk at {directory} has {free >> 20} MiB free and {-(-needed_bytes >> 20)} MiB are needed: make room"
+        )
 
 
 def check_disk(path: Path, passphrase: SecretKey | None) -> None:
@@ -162,7 +180,9 @@ def check_disk(path: Path, passphrase: SecretKey | None) -> None:
             by this passphrase.
     """
     try:
-        with path.open("rb") as file:
+        # A link could make a guest of any file of the host.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
             header = qcow2.parse_header(file.read(qcow2.MOST_HEADER_BYTES))
             file.seek(header.luks_offset)
             luks_header = file.read(min(header.luks_length, luks.HEADER_SIZE))
@@ -211,7 +231,23 @@ def _read_head(path: Path) -> tuple[bytes, int]:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ImageRefused(ImageReason.NOT_A_FILE, f"{path} is not a regular file")
+        _require_unused(path, file.fileno())
         return file.read(qcow2.MOST_HEADER_BYTES), status.st_size
+
+
+def _require_unused(path: Path, descriptor: int) -> None:
+    # qemu-img looks at these locks too, but for a raw image only once it copies.
+    for start in _QEMU_WRITER_LOCKS:
+        question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, question)
+        if struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK:
+            raise _in_use(path)
+
+
+def _in_use(path: Path) -> ImageRefused:
+    return ImageRefused(
+        ImageReason.IN_USE, f"{path} is in use by another process; shut that down or copy the image first"
+    )
 
 
 def _check_qcow2(path: Path, head: bytes) -> int:
@@ -259,23 +295,12 @@ def _in_use_explained(path: Path) -> Iterator[None]:
         yield
     except (QemuError, ImageRefused) as exc:
         if "lock" in str(exc) and "another process" in str(exc):
-            raise ImageRefused(
-                ImageReason.IN_USE, f"{path} is in use by another process; shut that down or copy the image first"
-            ) from exc
+            raise _in_use(path) from exc
         raise
 
 
 def _source_options(path: Path, image_format: ImageFormat) -> str:
     return f"driver={image_format},file.driver=file,file.locking=on,{image_option('file.filename', path)}"
-
-
-def _require_room(target: Path, needed: int) -> None:
-    status = os.statvfs(target.parent)
-    free = status.f_bavail * status.f_frsize
-    if free < needed:
-        raise DiskFull(
-            f"the disk at {target.parent} has {free >> 20} MiB free, {-(-needed >> 20)} MiB are needed: make room there"
-        )
 
 
 def _convert(source: ImageInfo, target: Path, passphrase: SecretKey | None) -> None:
@@ -289,8 +314,3 @@ def _convert(source: ImageInfo, target: Path, passphrase: SecretKey | None) -> N
             options += ["--object", f"secret,id=key,file=/proc/self/fd/{descriptor}"]
             target_options += ",encrypt.format=luks,encrypt.key-secret=key"
             run_qemu_img([*options, _source_options(source.path, source.format), target_options], pass_fds=[descriptor])
-
-
-def _explain_no_room(error: BaseException, target: Path) -> None:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        raise DiskFull(f"the disk at {target.parent} is full: {error.strerror}") from error

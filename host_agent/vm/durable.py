@@ -1,7 +1,31 @@
 """Files that are there whole, and stay, or are not there at all."""
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+from host_agent.errors import DiskFull, StorageError
+
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def storage_errors(directory: Path) -> Iterator[None]:
+    """Turn what the file system raises into this component's errors.
+
+    Raises:
+        DiskFull: There is no room.
+        StorageError: Anything else.
+    """
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in _NO_ROOM:
+            raise DiskFull(f"the disk at {directory} is full: {exc.strerror}") from exc
+        raise StorageError(f"the file system at {directory} refuses: {exc}") from exc
 
 
 def write_durably(path: Path, content: bytes) -> None:
