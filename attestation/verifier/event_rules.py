@@ -21,7 +21,6 @@ Pure: no clock, randomness, I/O or logging.
 
 from collections.abc import Collection, Mapping
 from typing import Final
-from uuid import UUID
 
 from attestation.errors import EvidenceRejected, RejectReason, WireError
 from attestation.model import PcrBank
@@ -272,7 +271,7 @@ def _check_data(events: tuple[Event, ...], boot: MeasuredBoot, quirks: Collectio
 
 def _check_secure_boot_variables(events: tuple[Event, ...], quirks: Collection[Quirk]) -> None:
     """Rule 2, variables of PCR 7."""
-    seen: set[tuple[UUID, str]] = set()
+    seen: set[tuple[bytes, str]] = set()
     for key, (event, variable) in _driver_variables(events):
         if key in seen:
             raise _mismatch("each variable once", f"{variable.name} again", event)
@@ -283,7 +282,7 @@ def _check_secure_boot_variables(events: tuple[Event, ...], quirks: Collection[Q
             raise _mismatch("SecureBoot: 00 or 01", describe_event(event), event)
 
 
-def _driver_variables(events: tuple[Event, ...]) -> list[tuple[tuple[UUID, str], tuple[Event, EfiVariable]]]:
+def _driver_variables(events: tuple[Event, ...]) -> list[tuple[tuple[bytes, str], tuple[Event, EfiVariable]]]:
     """The variables that firmware measured before it decided what may run."""
     found = []
     for event in events:

@@ -204,13 +204,12 @@ def _check_signature(quote: bytes, signature: UnverifiedEcdsaSignature | Unverif
     try:
         if isinstance(signature, UnverifiedEcdsaSignature) and isinstance(key, ec.EllipticCurvePublicKey):
             key.verify(encode_dss_signature(signature.r, signature.s), quote, _ECDSA[signature.hash])
-            return
-        if isinstance(signature, UnverifiedRsaSignature) and isinstance(key, rsa.RSAPublicKey):
+        elif isinstance(signature, UnverifiedRsaSignature) and isinstance(key, rsa.RSAPublicKey):
             key.verify(signature.value, quote, _rsa_padding(signature), _HASHES[signature.hash])
-            return
+        else:
+            raise EvidenceRejected(RejectReason.BAD_SIGNATURE, "the signature is of another kind of key")
     except InvalidSignature as exc:
         raise EvidenceRejected(RejectReason.BAD_SIGNATURE, "the key did not sign these bytes") from exc
-    raise EvidenceRejected(RejectReason.BAD_SIGNATURE, "the signature is of another kind of key")
 
 
 def _rsa_padding(signature: UnverifiedRsaSignature) -> padding.PSS | padding.PKCS1v15:

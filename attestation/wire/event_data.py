@@ -22,8 +22,8 @@ LOAD_OPTIONS: Final = "LOADED_IMAGE::LoadOptions"
 """What Linux' EFI stub calls the kernel command line in its event of PCR 9."""
 COMMAND_LINE_SECTION: Final = ".cmdline"
 """What systemd's stub calls the kernel command line in its events of PCR 11."""
-EFI_GLOBAL_VARIABLE: Final = UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
-EFI_IMAGE_SECURITY_DATABASE: Final = UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
+EFI_GLOBAL_VARIABLE: Final = UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c").bytes_le
+EFI_IMAGE_SECURITY_DATABASE: Final = UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f").bytes_le
 _MAX_NAME_CHARACTERS: Final = 1024
 _MAX_PATH_NODES: Final = 64
 _HEX_BYTES: Final = 32
@@ -38,7 +38,8 @@ _HARD_DRIVE_NODE: Final = (4, 1)
 class EfiVariable:
     """UEFI_VARIABLE_DATA (10.4.2)."""
 
-    guid: UUID
+    guid: bytes
+    """16 bytes as UEFI lays them out: ``UUID(bytes_le=…)``."""
     name: str
     data: bytes
 
@@ -50,7 +51,7 @@ def parse_efi_variable(data: bytes) -> EfiVariable:
         WireError: Not one.
     """
     reader = Reader(data, byte_order="little")
-    guid = UUID(bytes_le=reader.take(16))
+    guid = reader.take(16)
     characters, size = reader.u64(), reader.u64()
     if characters > _MAX_NAME_CHARACTERS:
         raise WireError(f"a variable's name has at most {_MAX_NAME_CHARACTERS} characters, not {characters}")
@@ -201,6 +202,12 @@ def _tag(data: bytes) -> str:
     return f"tag 0x{tag:08x}: {text}"
 
 
+def _boot_loader_text(data: bytes) -> str:
+    """What a boot loader or systemd's stub says that it measured."""
+    text = _text(data)
+    return f"kernel command line (section {text})" if text == COMMAND_LINE_SECTION else text
+
+
 def _firmware_blob(data: bytes) -> str:
     """UEFI_PLATFORM_FIRMWARE_BLOB: base address, length."""
     reader = Reader(data, byte_order="little")
@@ -250,7 +257,7 @@ _DESCRIBE: Final[Mapping[int, Callable[[bytes], str]]] = {
     EventType.EV_EFI_GPT_EVENT: _gpt,
     EventType.EV_ACTION: _text,
     EventType.EV_EFI_ACTION: _text,
-    EventType.EV_IPL: _text,
+    EventType.EV_IPL: _boot_loader_text,
     EventType.EV_IPL_PARTITION_DATA: _text,
     EventType.EV_S_CRTM_CONTENTS: _text,
     EventType.EV_S_CRTM_VERSION: _text,

@@ -45,12 +45,17 @@ class Reader:
         return self._data[start:end]
 
     def uint(self, size: int) -> int:
-        """The next unsigned integer of ``size`` bytes.
+        """The next unsigned integer of ``size`` bytes, at least 1.
 
         Raises:
             WireError: Fewer bytes are left.
         """
-        return int.from_bytes(self.take(size), self._byte_order)
+        start = self._offset
+        end = start + size
+        if end > len(self._data):
+            raise WireError(f"{size} bytes expected at offset {start}, {len(self._data) - start} are left")
+        self._offset = end
+        return int.from_bytes(self._data[start:end], self._byte_order)
 
     def u8(self) -> int:
         """The next byte."""

@@ -6,6 +6,7 @@ parsed here is believed yet; ``attestation.verifier.quote`` does that.
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from attestation.errors import WireError
@@ -101,6 +102,12 @@ def _read_selections(reader: Reader) -> tuple[PcrSelection, ...]:
         size = reader.u8()
         if not 0 < size <= _MAX_SELECT_SIZE:
             raise WireError(f"a selection has 1 to {_MAX_SELECT_SIZE} bytes, not {size}")
-        bits = int.from_bytes(reader.take(size), "little")
-        selections.append(PcrSelection(hash_id, tuple(i for i in range(bits.bit_length()) if bits >> i & 1)))
+        selections.append(_selection(hash_id, reader.take(size)))
     return tuple(selections)
+
+
+@lru_cache(maxsize=256)
+def _selection(hash_id: int, bitmap: bytes) -> PcrSelection:
+    """One selection; a fleet quotes the same PCRs over and over."""
+    bits = int.from_bytes(bitmap, "little")
+    return PcrSelection(hash_id, tuple(i for i in range(bits.bit_length()) if bits >> i & 1))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from attestation.errors import RejectReason
 from attestation.model import BootIdentity, LogKind, PcrBank
+from attestation.simulator.boot import Recording
 from attestation.verifier.appraisal import TITLES, Appraisal, Evidence, appraise
 from attestation.verifier.policy import AppraisalPolicy, SecureBootPolicy
 from attestation.verifier.reference import ReferenceBoot
@@ -241,6 +242,25 @@ def test_a_variable_of_another_value_is_refused_by_the_reference() -> None:
     appraisal = judge(booted(edited(5, other)))
     assert appraisal.reason is RejectReason.REFERENCE_MISMATCH
     assert "db: 18 bytes" in appraisal.checks[-1].seen
+
+
+def recorded_host(name: str) -> Host:
+    """A host that booted one of the project's own recordings."""
+    recording = Recording.load(name)
+    values = {pcr: recording.pcrs[pcr] for pcr in POLICY.pcrs}
+    digest = hashlib.sha256(b"".join(values.values())).digest()
+    return replace(HOST.lying(pcr_digest=digest), log=recording.log, claimed=values)
+
+
+def test_the_projects_own_recordings_are_told_apart() -> None:
+    """T4: a real boot is trusted; the same one with another kernel command line is refused, and the log says where."""
+    policy = AppraisalPolicy(name="any", version=1)
+    reference = ReferenceBoot.from_log("good", Recording.load("good").log, PcrBank.SHA256, policy.pcrs)
+    assert judge(recorded_host("good").evidence(), policy=policy, references=(reference,)).trusted
+    appraisal = judge(recorded_host("changed-command-line").evidence(), policy=policy, references=(reference,))
+    assert appraisal.reason is RejectReason.REFERENCE_MISMATCH
+    named = [check for check in appraisal.checks if not check.passed and "kernel command line" in check.seen]
+    assert [check.event.split(", ")[1] for check in named] == ["PCR 11", "PCR 9"]
 
 
 @pytest.mark.parametrize(

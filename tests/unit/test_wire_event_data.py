@@ -68,6 +68,7 @@ FIRMWARE_FILE = struct.pack("<BBH", 4, 6, 20) + bytes(range(16))
         (Type.EV_EVENT_TAG, tagged(7, b"Linux initrd\0"), "tag 0x00000007: Linux initrd"),
         (Type.EV_EVENT_TAG, b"\7\0\0\0\xff\0\0\0x", UNDECODABLE),
         (Type.EV_IPL, b"grub_cmd: linux /vmlinuz quiet\0", "grub_cmd: linux /vmlinuz quiet"),
+        (Type.EV_IPL, ".cmdline\0".encode("utf-16-le"), "kernel command line (section .cmdline)"),
         (Type.EV_IPL, "quiet splash\0".encode("utf-16-le"), "quiet splash"),
         (Type.EV_EFI_PLATFORM_FIRMWARE_BLOB, struct.pack("<QQ", 0x820000, 10), "firmware blob at 0x820000 (10 bytes)"),
         (Type.EV_POST_CODE, b"POST CODE", "POST CODE"),

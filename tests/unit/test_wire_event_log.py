@@ -85,7 +85,7 @@ def test_an_unknown_algorithm_is_carried_by_its_declared_size() -> None:
 
 MALFORMED = [
     (b"", "empty"),
-    (bytes(MAX_LOG_SIZE + 1), "at most"),
+    (bytes(MAX_LOG_SIZE + 1), f"at most {MAX_LOG_SIZE}"),
     (LOG + b"\0", "cut off"),
     (LOG + b"\xff" * 128, "digests"),
     (LEGACY + b"\0" * 7, "cut off"),
