@@ -28,8 +28,14 @@ AFFIRMING = 2
 """EAR tier: the only one a token is issued for."""
 MAX_CLOCK_SKEW_SECONDS = 30
 
+
 PublicKeys = Mapping[str, ec.EllipticCurvePublicKey]
 """Public keys by key id (``serving.jws.key_id``)."""
+
+
+def issuer_of(site: str) -> str:
+    """Issuer of a site's tokens (``iss``): the identity of its attestation service, whichever replica signs."""
+    return f"spiffe://{site}/attestation-service"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 from cryptography import x509
 
+from attestation.token import issuer_of
 from keyprovider.errors import KeyProviderError
 from keyprovider.trusted import rpc
 from keyprovider.trusted.administration import Administration
@@ -82,7 +83,7 @@ def _assemble(settings: KeyProviderSettings, stack: contextlib.ExitStack) -> Rpc
     poller = HeartbeatPoller(keeper, client)
     stack.callback(poller.close)
     service = KeyReleaseService(
-        tokens=TokenVerifier(keys, issuer=settings.site, audience=settings.audience),
+        tokens=TokenVerifier(keys, issuer=issuer_of(settings.site), audience=settings.audience),
         directory=directory,
         backends=backends,
         heartbeats=keeper,

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.binding import tls_thumbprint
 from attestation.model import BootIdentity, HostId, HpkeKem
-from attestation.token import HeartbeatClaims, TokenClaims, mint_heartbeat, mint_token
+from attestation.token import HeartbeatClaims, TokenClaims, issuer_of, mint_heartbeat, mint_token
 from garant.attestation.v1 import admin_pb2, admin_pb2_grpc
 from garant.keyprovider.v1 import keyprovider_pb2 as pb
 from garant.keyprovider.v1 import keyprovider_pb2_grpc as pb_grpc
@@ -82,7 +82,7 @@ class TestHost:
         now = int(time.time())
         return TokenClaims(
             token_id=f"token-{uuid.uuid4()}",
-            issuer=SITE,
+            issuer=issuer_of(SITE),
             audience=AUDIENCE,
             host_id=self.host_id,
             host_name=self.name,

@@ -33,7 +33,7 @@ from attestation.errors import (
     RejectReason,
 )
 from attestation.model import BootIdentity, HostId, HpkeKem, LogKind, PcrBank
-from attestation.token import TokenClaims, mint_token
+from attestation.token import TokenClaims, issuer_of, mint_token
 from attestation.verifier.admission import require_admitted
 from attestation.verifier.appraisal import Appraisal, Evidence, appraise
 from attestation.verifier.cookie import ID_BYTES, CookieBox, CookiePurpose
@@ -110,7 +110,7 @@ class TokenIssuer:
     @property
     def issuer(self) -> str:
         """The tokens' ``iss``."""
-        return f"spiffe://{self.site}/attestation-service"
+        return issuer_of(self.site)
 
     @property
     def service_key(self) -> bytes:

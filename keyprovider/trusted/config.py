@@ -34,7 +34,7 @@ class KeyProviderSettings(Settings):
     """The whole file."""
 
     site: str
-    """Name of the site; issuer of its tokens."""
+    """Name of the site, whose attestation service issues the tokens."""
     database: str
     """SQLAlchemy URL: ``sqlite:////absolute/path.db`` or ``postgresql://…``."""
     trust_admin_ca: FilePath
