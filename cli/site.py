@@ -31,6 +31,7 @@ JOIN_TOKEN_LIFETIME = datetime.timedelta(days=1)
 CLUSTER = "default"
 AUDIENCE = "garant-key-provider"
 KERNEL_EVENT_LOG = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
+IMAGES = Path("/var/lib/garant/images")
 TRUST_ADMIN = "trust-admin"
 VM_ADMIN = "vm-admin"
 
@@ -43,6 +44,8 @@ class HostPlan:
     agent_address: str
     tcti: str
     event_log: Path
+    image_directories: tuple[Path, ...] = ()
+    """Where disk images and kernels that VM administrators name may lie on the host."""
     admitted: bool = True
     """With a join token for the trust authority. Without one it may ask, and an administrator decides."""
 
@@ -268,6 +271,7 @@ event_log = "{host.event_log}"
 state_directory = "state"
 vm_directory = "vms"
 run_directory = "run"
+image_directories = {json.dumps([str(path) for path in host.image_directories])}
 {tokens}
 
 [listener]
@@ -358,6 +362,7 @@ def init_command(
     base_port: Annotated[int, typer.Option(help="First of the ports.")] = 7443,
     provider: Annotated[str, typer.Option(help="Trusted key provider to publish.")] = "trusted",
     host: Annotated[list[str] | None, typer.Option(help="Host to expect, as NAME or NAME=ADDRESS; repeatable.")] = None,
+    images: Annotated[Path, typer.Option(help="Where disk images may lie on hosts.")] = IMAGES,
     tcti: Annotated[str, typer.Option(help="Where hosts find their TPM.")] = "device:/dev/tpmrm0",
     event_log: Annotated[Path, typer.Option(help="Where hosts find their event log.")] = KERNEL_EVENT_LOG,
 ) -> None:
@@ -367,7 +372,7 @@ def init_command(
     """
     public, admin, keyprovider, management, join = (f"{address}:{base_port + offset}" for offset in range(5))
     hosts = tuple(
-        HostPlan(host_name, f"{host_address or address}:{base_port + 10 + number}", tcti, event_log)
+        HostPlan(host_name, f"{host_address or address}:{base_port + 10 + number}", tcti, event_log, (images,))
         for number, (host_name, _, host_address) in enumerate(entry.partition("=") for entry in host or ())
     )
     plan = SitePlan(name, public, admin, keyprovider, management, join, provider=provider, hosts=hosts)

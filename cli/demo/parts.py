@@ -23,7 +23,8 @@ class Parts:
     def story(self, directory: Path, ports: list[int], ledger: Ledger) -> Story:
         """Lay the world out in ``directory``, with nothing running yet."""
         good, changed = Recording.load("good"), Recording.load("changed-command-line")
-        return Story(World.lay_out(directory, ports), ledger, good, changed, self.image, self.guest)
+        images = (self.image.path.parent, self.guest.kernel.parent)
+        return Story(World.lay_out(directory, ports, images), ledger, good, changed, self.image, self.guest)
 
 
 def load_parts(directory: Path, disk: Path | None) -> Parts:

@@ -40,12 +40,13 @@ class World:
     daemons: dict[str, Daemon] = field(default_factory=dict)
 
     @classmethod
-    def lay_out(cls, directory: Path, ports: list[int]) -> "World":
+    def lay_out(cls, directory: Path, ports: list[int], images: tuple[Path, ...]) -> "World":
         """Make the machines and the site, with nothing running yet.
 
         Args:
             directory: Empty.
             ports: Eight free loopback ports.
+            images: Directories of the disk image and the guest's kernel.
         """
         vendor = TpmVendor.found()
         machines = {name: Machine(name, directory / "machines" / name) for name in ("a", "b", "c")}
@@ -53,7 +54,7 @@ class World:
             machine.build(vendor)
         public, admin, keyprovider, management, join, *agents = (f"127.0.0.1:{port}" for port in ports)
         hosts = tuple(
-            HostPlan(name, address, machine.tcti, machine.event_log, admitted=name != "c")
+            HostPlan(name, address, machine.tcti, machine.event_log, images, admitted=name != "c")
             for (name, machine), address in zip(machines.items(), agents, strict=True)
         )
         plan = SitePlan(SITE, public, admin, keyprovider, management, join, provider=PROVIDER, hosts=hosts)
