@@ -7,6 +7,12 @@
     ├── ReleaseRefused     a key is not given out (reason: ReleaseReason)
     ├── HeartbeatRefused   a heartbeat contradicts a newer one
     ├── TtlvError          bytes are not TTLV; the only error that leaves ``keyprovider.kmip.ttlv``
+    ├── KmipError        a KMIP key server did not do as asked; carries the server and the key ID
+    │   ├── KmipConnectionFailed  no answer could be had (reason: KmipConnectionReason)
+    │   ├── KmipKeyMissing        the key server holds no such key
+    │   ├── KmipKeyUnusable       it holds the key, but not one to use (reason: KmipKeyReason)
+    │   ├── KmipRefused           it refused the operation (reason: KmipRefusal)
+    │   └── KmipMalformed         its answer is not what the protocol says
     ├── BackendError       what holds the primary keys does not answer, or refuses
     ├── StoreError         the database does not answer, or holds what it should not
     ├── InvalidArgument    a name, identifier or size is not well formed
@@ -88,6 +94,100 @@ class HeartbeatRefused(KeyProviderError):
 
 class TtlvError(KeyProviderError):
     """Bytes are not TTLV, or a value cannot be encoded as it."""
+
+
+class KmipConnectionReason(StrEnum):
+    """Why no answer could be had from a key server."""
+
+    UNREACHABLE = "UNREACHABLE"
+    TIMED_OUT = "TIMED_OUT"
+    SERVER_NOT_TRUSTED = "SERVER_NOT_TRUSTED"
+    """Its certificate is not from a trusted issuer, not valid now, or for another name."""
+    CLIENT_NOT_TRUSTED = "CLIENT_NOT_TRUSTED"
+    """It wants a client certificate, or refuses the one it was shown."""
+    CLOSED = "CLOSED"
+    """The connection ended before the answer was complete."""
+
+
+class KmipKeyReason(StrEnum):
+    """Why a key that the key server holds is not used."""
+
+    PRE_ACTIVE = "PRE_ACTIVE"
+    DEACTIVATED = "DEACTIVATED"
+    COMPROMISED = "COMPROMISED"
+    DESTROYED = "DESTROYED"
+    DESTROYED_COMPROMISED = "DESTROYED_COMPROMISED"
+    NOT_EXTRACTABLE = "NOT_EXTRACTABLE"
+    WRONG_ALGORITHM = "WRONG_ALGORITHM"
+    WRONG_LENGTH = "WRONG_LENGTH"
+
+
+class KmipRefusal(StrEnum):
+    """Why a key server refused an operation: KMIP's result reasons, as far as a caller acts on them differently."""
+
+    NOT_AUTHENTICATED = "NOT_AUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    NOT_SUPPORTED = "NOT_SUPPORTED"
+    BAD_REQUEST = "BAD_REQUEST"
+    WRONG_STATE = "WRONG_STATE"
+    NOT_PROCESSED = "NOT_PROCESSED"
+    """An earlier operation of the same batch failed."""
+    SERVER_FAILURE = "SERVER_FAILURE"
+    OTHER = "OTHER"
+
+
+class KmipError(KeyProviderError):
+    """A KMIP key server did not do as asked.
+
+    ``server`` ("host:port") and ``key_id`` are empty where they are not known, or where the request was about no key.
+    """
+
+    def __init__(self, message: str, *, server: str = "", key_id: str = "") -> None:
+        super().__init__(message)
+        self.server = server
+        self.key_id = key_id
+
+    def __str__(self) -> str:
+        """The message, after the server where that is known."""
+        message = super().__str__()
+        return f"key server {self.server}: {message}" if self.server else message
+
+
+class KmipConnectionFailed(KmipError):
+    """No answer could be had from the key server."""
+
+    def __init__(
+        self, reason: KmipConnectionReason, message: str, *, server: str = "", outcome_unknown: bool = False
+    ) -> None:
+        super().__init__(f"{reason}: {message}", server=server)
+        self.reason = reason
+        self.outcome_unknown = outcome_unknown
+        """Whether the request may have been carried out: a key may have been made of which nobody knows the ID."""
+
+
+class KmipKeyMissing(KmipError):
+    """The key server holds no such key, or none that this client may see."""
+
+
+class KmipKeyUnusable(KmipError):
+    """The key server holds the key, but not one to use."""
+
+    def __init__(self, reason: KmipKeyReason, message: str, *, server: str = "", key_id: str = "") -> None:
+        super().__init__(f"{reason}: {message}", server=server, key_id=key_id)
+        self.reason = reason
+
+
+class KmipRefused(KmipError):
+    """The key server refused the operation. ``code`` is its result reason (KMIP 1.4, 9.1.3.2.29)."""
+
+    def __init__(self, reason: KmipRefusal, message: str, *, code: int = 0, server: str = "", key_id: str = "") -> None:
+        super().__init__(f"{reason}: {message}", server=server, key_id=key_id)
+        self.reason = reason
+        self.code = code
+
+
+class KmipMalformed(KmipError):
+    """The key server's answer is not what the protocol says; the connection was closed."""
 
 
 class BackendError(KeyProviderError):

@@ -110,7 +110,7 @@ def test_malformed_items_are_refused(encoded: str) -> None:
 def test_nesting_is_bounded() -> None:
     """A message nested too deeply is refused when read and when written."""
     item = Item(1, ItemType.INTEGER, 1)
-    data = encode(item)
+    data = bytes(encode(item))
     for _ in range(MAX_DEPTH + 1):
         item = Item(1, ItemType.STRUCTURE, (item,))
         data = bytes.fromhex("00000101") + len(data).to_bytes(4, "big") + data
