@@ -309,6 +309,11 @@ class HostVms:
 
     @contextlib.contextmanager
     def _operation(self, vm_id: str) -> Iterator[_Entry]:
+        with self._entries_lock:
+            known = self._entries.get(vm_id)
+        if known is not None and known.state is VmState.CREATING:
+            # Not "not found": whoever asks to delete it would take it for gone, and it will be there.
+            raise OperationInProgress(f"VM {vm_id} is being made")
         entry = self._entry(vm_id)
         with entry.lock:
             if entry.operating:
