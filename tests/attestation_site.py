@@ -8,11 +8,12 @@ import json
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -22,14 +23,15 @@ from attestation.__main__ import AttestationDaemon, assemble
 from attestation.attester.tpm import Tpm
 from attestation.binding import QuoteBinding, hpke_thumbprint, tls_thumbprint
 from attestation.model import EkTemplate, HostId, HpkeKem, LogKind, PcrBank
-from attestation.simulator.boot import Recording
+from attestation.simulator.boot import Recording, play
 from attestation.verifier.config import AttestationSettings
+from attestation.verifier.ports import Clock
 from garant.attestation.v1 import admin_pb2, admin_pb2_grpc, attestation_pb2, attestation_pb2_grpc
 from serving.authority import CertificateAuthority, certificate_pem, private_key_pem
 from serving.client import ClientTls, call, open_channel
 from serving.identity import Identity, Role
 from serving.join_token import JoinInvitation, make_join_token
-from tests.software_tpm import EkCa
+from tests.software_tpm import EkCa, HostTpm, MakeSoftwareTpm
 
 SITE = "test.example"
 AUDIENCE = "key-providers"
@@ -217,9 +219,9 @@ def policy_document(version: int) -> str:
 
 
 @contextlib.contextmanager
-def running(site: Site) -> Iterator[Service]:
+def running(site: Site, clock: Clock = now) -> Iterator[Service]:
     """Run the service in this process."""
-    daemon: AttestationDaemon = assemble(site.load_settings())
+    daemon: AttestationDaemon = assemble(site.load_settings(), clock)
     daemon.start()
     with contextlib.ExitStack() as stack:
         stack.callback(daemon.stop)
@@ -251,12 +253,20 @@ class Host:
     """A host that enrols and attests with its TPM."""
 
     service: Service
+    hardware: HostTpm
     tpm: Tpm
     name: str
     log: bytes
     host_id: str = ""
     tls_key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
     hpke_key: X25519PrivateKey = field(default_factory=X25519PrivateKey.generate)
+
+    def reboot(self, recording: str) -> None:
+        """Cycle the TPM's power and boot another recording."""
+        self.hardware.reset()
+        boot = Recording.load(recording)
+        play(boot, self.tpm.extend)
+        self.log = boot.log
 
     def begin_request(self, join_token: str = "") -> attestation_pb2.BeginEnrollmentRequest:
         """What it says of itself."""
@@ -332,3 +342,55 @@ class Host:
     def attest(self) -> attestation_pb2.AttestResponse:
         """A whole attestation."""
         return self.submit(self.evidence(self.challenge()))
+
+
+MakeHost = Callable[..., Host]
+
+
+@dataclass
+class MovableClock:
+    """A clock that tests move."""
+
+    offset: datetime.timedelta = datetime.timedelta()
+
+    def __call__(self) -> datetime.datetime:
+        """The real time, moved."""
+        return now() + self.offset
+
+    def advance(self, seconds: float) -> None:
+        """Move on."""
+        self.offset += datetime.timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def attestation_site(tmp_path: Path) -> Site:
+    """Make a site on SQLite."""
+    return Site.create(tmp_path, f"sqlite:///{tmp_path / 'attestation.db'}")
+
+
+@pytest.fixture
+def attestation_clock() -> MovableClock:
+    """Make the clock of ``attestation_service``."""
+    return MovableClock()
+
+
+@pytest.fixture
+def attestation_service(attestation_site: Site, attestation_clock: MovableClock) -> Iterator[Service]:
+    """Run the attestation service of ``attestation_site``, with nothing in it."""
+    with running(attestation_site, attestation_clock) as service:
+        yield service
+
+
+@pytest.fixture
+def make_host(attestation_service: Service, make_software_tpm: MakeSoftwareTpm) -> Iterator[MakeHost]:
+    """Make hosts of ``attestation_service``, each with a software TPM that booted a recording."""
+    with contextlib.ExitStack() as stack:
+
+        def make(name: str, recording: str = "good", template: EkTemplate | None = None) -> Host:
+            boot = Recording.load(recording)
+            hardware = make_software_tpm()
+            tpm = stack.enter_context(Tpm.open(hardware.tcti, template=template))
+            play(boot, tpm.extend)
+            return Host(attestation_service, hardware, tpm, name, boot.log)
+
+        yield make
