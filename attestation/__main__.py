@@ -102,7 +102,7 @@ def assemble(settings: AttestationSettings, clock: Clock = _now) -> AttestationD
     )
     attestation = AttestService(store, cookies, issuer, clock=clock, randomness=secrets.token_bytes)
     administration = Administration(
-        store, token_key=token_key, heartbeat_seconds=settings.heartbeat_seconds, clock=_now
+        store, token_key=token_key, heartbeat_seconds=settings.heartbeat_seconds, clock=clock
     )
     public = RpcServer(
         settings.public.address,
