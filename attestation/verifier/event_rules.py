@@ -9,8 +9,8 @@ neither an event's type nor, for many types, its data is covered by the digest. 
    and SecureBoot is 0 or 1 (``EVENT_DATA_MISMATCH``).
 3. Separators are known by their digest: a separator of another type, a separator with another digest, and any number
    but one in each of the PCRs 0 to 7 are refused (``BAD_SEPARATOR``).
-4. Where Secure Boot is demanded: SecureBoot is 1; PK, KEK and db are not empty; an authority let something run; no
-   event of PCR 7 says that debugging was on or DMA protection off (``SECURE_BOOT_REQUIRED``).
+4. Where Secure Boot is demanded: SecureBoot is 1; PK, KEK and db are not empty; db let something run; no event of
+   PCR 7 says that debugging was on or DMA protection off (``SECURE_BOOT_REQUIRED``).
 
 The order of events of *different* PCRs is not judged: nothing that was extended protects it. For the types whose
 digest is not that of their data (images, firmware blobs, boot loader's files) no rule reads the data: only their
@@ -212,8 +212,19 @@ def check_secure_boot(boot: MeasuredBoot) -> None:
         found = values.get(key)
         if found is None or not found[1].data:
             raise _insecure(f"{key[1]} enrolled", f"{key[1]}: empty", found and found[0])
-    if not any(event.type == Type.EV_EFI_VARIABLE_AUTHORITY for event in events):
-        raise _insecure("an authority that let a boot loader run", "none", None)
+    if not any(_is_db_authority(event) for event in events):
+        raise _insecure("an authority of db that let a boot loader run", "none", None)
+
+
+def _is_db_authority(event: Event) -> bool:
+    """Whether firmware says that an entry of db verified what it started; shim names authorities of its own."""
+    if event.type != Type.EV_EFI_VARIABLE_AUTHORITY:
+        return False
+    try:
+        variable = parse_efi_variable(event.data)
+    except WireError:
+        return False
+    return (variable.guid, variable.name) == (EFI_IMAGE_SECURITY_DATABASE, "db") and bool(variable.data)
 
 
 def _check_types(pcr: int, events: tuple[Event, ...], boot: MeasuredBoot, quirks: Collection[Quirk]) -> None:

@@ -2,13 +2,15 @@
 
 A reference is captured from the log of a boot that an administrator trusts. It holds, for each demanded PCR, the type
 and digest of each event in order, and words for people; the log itself is not kept. A boot equals a reference if in
-each demanded PCR the same events came in the same order, neither less nor more. The order between PCRs is free.
+each demanded PCR the same events came in the same order, neither less nor more, and PCR 0 started from the same value.
+The order between PCRs is free.
 
 Serialised as canonical JSON (keys sorted, no white space), read back strictly.
 Pure: no clock, randomness, I/O or logging.
 """
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -23,11 +25,12 @@ from attestation.verifier.policy import PolicyName
 from attestation.verifier.quirks import Quirk
 from attestation.verifier.replay import MeasuredBoot, measured_boot
 from attestation.wire.event_data import MAX_DESCRIPTION, command_line_digests, describe_event, event_place
-from attestation.wire.event_log import MAX_EVENTS, Event, parse_event_log
+from attestation.wire.event_log import H_CRTM_LOCALITY, MAX_EVENTS, Event, parse_event_log
 from attestation.wire.event_types import event_type_name
 
 MAX_REFERENCE_SIZE: Final = 16 * 1024 * 1024
 MAX_COMMAND_LINE: Final = 4096
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEX_DIGEST: Final = r"^([0-9a-f]{64}|[0-9a-f]{96})$"
 
 
@@ -53,6 +56,8 @@ class ReferenceBoot:
     """The PCRs it speaks for, ascending."""
     events: tuple[ReferenceEvent, ...]
     """In the order of the log."""
+    startup_locality: int = 0
+    """What PCR 0 started from: with it, an equal boot has equal PCRs."""
     command_line: str = ""
     """Kernel command line, where it is known and its digest is among the events."""
     _by_pcr: Mapping[int, tuple[ReferenceEvent, ...]] = field(init=False, repr=False, compare=False)
@@ -87,9 +92,13 @@ class ReferenceBoot:
             quirks: Oddities that the policy allows.
 
         Raises:
-            PolicyRejected: The log does not parse, has no event for one of the PCRs, breaks an event rule, or does
-                not measure that command line.
+            PolicyRejected: The name is not one, the log does not parse, has no event for one of the PCRs, breaks an
+                event rule, or does not measure that command line.
         """
+        if not _NAME.fullmatch(name):
+            raise PolicyRejected("a reference's name has 1 to 64 letters, digits, dots, dashes and underscores")
+        if len(command_line) > MAX_COMMAND_LINE:
+            raise PolicyRejected(f"a kernel command line has at most {MAX_COMMAND_LINE} characters")
         try:
             boot = measured_boot(parse_event_log(log), bank, pcrs)
             check_event_rules(boot, quirks)
@@ -113,7 +122,7 @@ class ReferenceBoot:
             digests = command_line_digests(command_line, bank.value)
             if not any(event.digest in digests for event in events):
                 raise PolicyRejected("the log does not measure this kernel command line")
-        return cls(name, bank, tuple(boot.events), events, command_line)
+        return cls(name, bank, tuple(boot.events), events, boot.startup_locality, command_line)
 
     def to_json(self) -> str:
         """Canonical JSON of the reference."""
@@ -121,6 +130,7 @@ class ReferenceBoot:
             name=self.name,
             bank=self.bank,
             pcrs=self.pcrs,
+            startup_locality=self.startup_locality,
             command_line=self.command_line,
             events=tuple(
                 _EventDocument(
@@ -158,7 +168,9 @@ class ReferenceBoot:
             len(event.digest) != document.bank.digest_size for event in events
         ):
             raise PolicyRejected("not a reference: its events are not of its PCRs and bank")
-        return cls(document.name, document.bank, document.pcrs, events, document.command_line)
+        return cls(
+            document.name, document.bank, document.pcrs, events, document.startup_locality, document.command_line
+        )
 
     def speaks_for(self, boot: MeasuredBoot) -> bool:
         """Whether it holds the bank and all the PCRs that ``boot`` was reduced to."""
@@ -225,10 +237,15 @@ def best_match(references: Sequence[ReferenceBoot], boot: MeasuredBoot, untruste
             seen=f"{len(references)} for other PCRs or banks" if references else "none",
         )
     for reference in candidates:
-        if all(reference.expected(pcr) == pairs for pcr, pairs in seen.items()):
+        if not _starts_elsewhere(reference, boot) and all(reference.expected(pcr) == seen[pcr] for pcr in seen):
             return Match(reference, ())
     nearest = max(candidates, key=lambda reference: sum(_agreement(reference.expected(pcr), seen[pcr]) for pcr in seen))
     return Match(nearest, _mismatches(nearest, boot, untrusted_command_line))
+
+
+def _starts_elsewhere(reference: ReferenceBoot, boot: MeasuredBoot) -> bool:
+    """Whether PCR 0 started from another value, as after a reset of the TPM alone."""
+    return 0 in boot.events and boot.startup_locality != reference.startup_locality
 
 
 def _agreement(expected: tuple[tuple[int, bytes], ...], seen: tuple[tuple[int, bytes], ...]) -> int:
@@ -243,6 +260,9 @@ def _agreement(expected: tuple[tuple[int, bytes], ...], seen: tuple[tuple[int, b
 
 def _mismatches(reference: ReferenceBoot, boot: MeasuredBoot, untrusted_command_line: str) -> tuple[Mismatch, ...]:
     found = []
+    if _starts_elsewhere(reference, boot):
+        expected_start = f"startup locality {reference.startup_locality}"
+        found.append(Mismatch(0, 0, "PCR 0, first value", expected_start, f"startup locality {boot.startup_locality}"))
     for pcr, events in boot.events.items():
         seen = tuple((event.type, event.digests[boot.position]) for event in events)
         expected = reference.expected(pcr)
@@ -297,5 +317,6 @@ class _ReferenceDocument(BaseModel):
     name: PolicyName
     bank: PcrBank
     pcrs: tuple[Annotated[int, Field(ge=0, le=15)], ...] = Field(min_length=1, max_length=16)
+    startup_locality: int = Field(ge=0, le=H_CRTM_LOCALITY)
     command_line: str = Field(default="", max_length=MAX_COMMAND_LINE)
     events: tuple[_EventDocument, ...] = Field(min_length=1, max_length=MAX_EVENTS)

@@ -104,8 +104,9 @@ def _utf16(data: bytes) -> str:
 def _printable(text: str) -> str:
     """Keep what is safe on a terminal and in a log."""
     text = text.rstrip("\0")
-    cleaned = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-    return cleaned if len(cleaned) <= MAX_DESCRIPTION else cleaned[: MAX_DESCRIPTION - 1] + "…"
+    if len(text) > MAX_DESCRIPTION:
+        text = text[: MAX_DESCRIPTION - 1] + "…"
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _hex(data: bytes) -> str:

@@ -238,6 +238,17 @@ def test_secure_boot_without_an_authority_is_refused() -> None:
     assert insecure(without).expected.startswith("an authority")
 
 
+@pytest.mark.parametrize(
+    "data",
+    [variable("SbatLevel", b"sbat,1"), variable("db", b"certificate"), variable("db", b"", SECURITY_DATABASE), b"db"],
+    ids=["shim's", "another db", "empty", "malformed"],
+)
+def test_only_an_authority_of_db_counts(data: bytes) -> None:
+    """An authority that a boot loader names does not show that firmware verified the boot loader."""
+    events = [event for event in EVENTS if event.type != Type.EV_EFI_VARIABLE_AUTHORITY]
+    assert insecure([*events, Measured(7, Type.EV_EFI_VARIABLE_AUTHORITY, data)]).seen == "none"
+
+
 @pytest.mark.parametrize("action", [b"UEFI Debug Mode", b"DMA Protection Disabled"])
 def test_debugging_and_open_dma_are_refused(action: bytes) -> None:
     """Actions that say that protection was off are known by their digest."""

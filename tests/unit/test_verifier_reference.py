@@ -107,6 +107,19 @@ def test_another_type_is_a_difference() -> None:
     assert mismatch.expected.startswith("EV_EVENT_TAG")
 
 
+def test_another_startup_locality_is_a_difference() -> None:
+    """T16: the same events after a reset of the TPM alone are another boot, where PCR 0 is demanded."""
+    stated = Measured(0, Type.EV_NO_ACTION, b"StartupLocality\0\3")
+    reference = ReferenceBoot.from_log("locality-3", make_log([stated, *EVENTS]), PcrBank.SHA256, PCRS)
+    assert ReferenceBoot.from_json(reference.to_json()).startup_locality == 3
+    assert compare(reference, boot([stated, *EVENTS])) is None
+    match = best_match([reference], boot(EVENTS))
+    assert [(m.place, m.expected, m.seen) for m in match.mismatches] == [
+        ("PCR 0, first value", "startup locality 3", "startup locality 0")
+    ]
+    assert compare(reference, boot(EVENTS, pcrs=(4, 7))) is None
+
+
 def test_the_nearest_reference_explains_a_refusal() -> None:
     """Of several references, the one that agrees longest is held against the boot, wherever it is in the list."""
     far = ReferenceBoot.from_log("far", make_log(honest_events(secure_boot=False)), PcrBank.SHA256, PCRS)
@@ -154,6 +167,7 @@ def test_a_log_is_captured_only_if_a_boot_like_it_could_be_trusted() -> None:
         {"pcrs": [0, 2, 4, 7, 9, 11, 12]},
         {"events": []},
         {"bank": "sha384"},
+        {"startup_locality": 5},
         {"colour": 1},
         {"command_line": 1},
     ],
@@ -164,6 +178,20 @@ def test_a_document_that_is_no_reference_is_refused(change: dict[str, object]) -
     document = json.loads(REFERENCE.to_json())
     with pytest.raises(PolicyRejected):
         ReferenceBoot.from_json(json.dumps({**document, **change}))
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a" * 65, "../golden", "golden\n"])
+def test_a_name_that_is_none_is_refused(name: str) -> None:
+    """A reference that could not be kept is not captured."""
+    with pytest.raises(PolicyRejected, match="name"):
+        ReferenceBoot.from_log(name, LOG, PcrBank.SHA256, PCRS)
+
+
+def test_an_endless_command_line_is_refused() -> None:
+    """A kernel command line has the kernel's bound."""
+    endless = make_log(honest_events("a" * 4097))
+    with pytest.raises(PolicyRejected, match="at most 4096"):
+        ReferenceBoot.from_log("golden", endless, PcrBank.SHA256, PCRS, command_line="a" * 4097)
 
 
 def test_a_document_without_end_is_not_read() -> None:

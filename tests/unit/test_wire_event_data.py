@@ -51,6 +51,7 @@ FIRMWARE_FILE = struct.pack("<BBH", 4, 6, 20) + bytes(range(16))
             variable("Boot0001", load_option("UiApp", FIRMWARE_FILE)),
             "Boot0001: UiApp firmware file 03020100-0504-0706-0809-0a0b0c0d0e0f",
         ),
+        (Type.EV_EFI_VARIABLE_BOOT, variable("Boot0001", load_option("a" * 1025)), UNDECODABLE),
         (Type.EV_EFI_VARIABLE_BOOT, variable("Boot0001", b"\0\0\0\0\0\0a"), UNDECODABLE),
         (Type.EV_EFI_BOOT_SERVICES_APPLICATION, image("\\EFI\\A.EFI"), "image \\EFI\\A.EFI (4096 bytes)"),
         (
