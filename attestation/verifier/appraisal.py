@@ -174,17 +174,7 @@ def appraise(
         match = best_match(references, measured, evidence.untrusted_command_line)
         _check_equal(match)
     except EvidenceRejected as rejection:
-        failed = _failed(rejection.reason, rejection.expected, rejection.seen or rejection.detail, rejection.event)
-        further = match.mismatches[1:] if match else ()
-        return Appraisal(
-            trusted=False,
-            reason=rejection.reason,
-            checks=(*_PASSED[: _POSITION[rejection.reason]], failed, *map(_failed_reference, further)),
-            reference="",
-            nearest_reference=match.reference.name if match else "",
-            boot=boot,
-            evidence_digest=evidence.digest(),
-        )
+        return _refusal(evidence, rejection, match, boot)
     name = match.reference.name
     return Appraisal(
         trusted=True,
@@ -218,6 +208,23 @@ def _check_equal(match: Match) -> None:
             seen=first.seen,
             event=first.place,
         )
+
+
+def _refusal(
+    evidence: Evidence, rejection: EvidenceRejected, match: Match | None, boot: BootIdentity | None
+) -> Appraisal:
+    reason = rejection.reason
+    failed = _failed(reason, rejection.expected, rejection.seen or rejection.detail, rejection.event)
+    further = match.mismatches[1:] if match else ()
+    return Appraisal(
+        trusted=False,
+        reason=reason,
+        checks=(*_PASSED[: _POSITION[reason]], failed, *map(_failed_reference, further)),
+        reference="",
+        nearest_reference=match.reference.name if match else "",
+        boot=boot,
+        evidence_digest=evidence.digest(),
+    )
 
 
 def _failed(reason: RejectReason, expected: str, seen: str, event: str) -> Check:
