@@ -11,7 +11,7 @@
     ├── VmBusy             another operation on the VM is under way
     ├── VmUnsettled        the VM is half made or half removed
     └── HostError          a host agent did not do what was asked
-        ├── HostUnreachable    it did not answer; whether it acted is unknown
+        ├── HostUnreachable    it did not answer; what it did may be unknown
         └── HostRefused        it refused (reason and status as it gave them)
 
 Reasons are enums: stable, part of the interface. Messages name what was expected and what was seen, never a secret.
@@ -108,11 +108,17 @@ class HostError(ManagementError):
 
 
 class HostUnreachable(HostError):
-    """A host agent did not answer; whether it acted is unknown."""
+    """A host agent did not answer.
 
-    def __init__(self, host: str, detail: str) -> None:
+    Attributes:
+        detail: What the network says.
+        may_have_acted: Whether the request may have reached it, so that nobody knows what it did.
+    """
+
+    def __init__(self, host: str, detail: str, *, may_have_acted: bool) -> None:
         super().__init__(f"host {host} does not answer: {detail}")
         self.detail = detail
+        self.may_have_acted = may_have_acted
 
 
 class HostRefused(HostError):

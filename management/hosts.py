@@ -31,10 +31,15 @@ _UNANSWERED = {
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.UNKNOWN,
 }
-# Pings keep a long call from waiting for a host that lost its power.
-_KEEPALIVE: list[tuple[str, str | int]] = [("grpc.keepalive_time_ms", 20_000), ("grpc.http2.max_pings_without_data", 0)]
+_RECONNECT_SECONDS = 1.0
+"""Longer than a channel waits before it tries to connect again."""
+_OPTIONS: list[tuple[str, str | int]] = [
+    # Pings keep a long call from waiting for a host that lost its power.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
 
-Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
 
@@ -55,7 +60,7 @@ class GrpcHosts:
         with self._lock:
             channel = self._channels.get(key)
             if channel is None:
-                options: list[tuple[str, str | int]] = [("grpc.ssl_target_name_override", server_name), *_KEEPALIVE]
+                options: list[tuple[str, str | int]] = [("grpc.ssl_target_name_override", server_name), *_OPTIONS]
                 channel = self._channels[key] = open_channel(host.agent_address, self._tls, options=options)
         return GrpcHostConnection(host.name, channel)
 
@@ -100,50 +105,74 @@ class GrpcHostConnection:
 
     def status(self) -> HostStatus:
         """How the host says it is."""
-        answer = self._call(self._stub.GetHostStatus, host_pb2.GetHostStatusRequest(), READ_TIMEOUT_SECONDS)
+        answer = self._read(self._stub.GetHostStatus, host_pb2.GetHostStatusRequest())
         return HostStatus(connected=True, attested=answer.attested, reason=answer.reason)
 
     def create_vm(self, vm_id: str, spec: VmSpec, *, provider: str, grant: str) -> HostVm:
         """See ``HostConnection.create_vm``."""
         request = host_pb2.CreateVmRequest(spec=write_spec(vm_id, spec), provider=provider, grant=grant)
-        return read_host_vm(self._call(self._stub.CreateVm, request, CREATE_TIMEOUT_SECONDS).vm)
+        return read_host_vm(self._change(self._stub.CreateVm, request, CREATE_TIMEOUT_SECONDS).vm)
 
     def power_on_vm(self, vm_id: str, *, grant: str) -> HostVm:
         """See ``HostConnection.power_on_vm``."""
         request = host_pb2.PowerOnVmRequest(vm_id=vm_id, grant=grant)
-        return read_host_vm(self._call(self._stub.PowerOnVm, request, POWER_TIMEOUT_SECONDS).vm)
+        return read_host_vm(self._change(self._stub.PowerOnVm, request, POWER_TIMEOUT_SECONDS).vm)
 
     def power_off_vm(self, vm_id: str, *, grace_seconds: int) -> HostVm:
         """See ``HostConnection.power_off_vm``."""
         request = host_pb2.PowerOffVmRequest(vm_id=vm_id, grace_seconds=grace_seconds)
         timeout_seconds = grace_seconds + POWER_TIMEOUT_SECONDS
-        return read_host_vm(self._call(self._stub.PowerOffVm, request, timeout_seconds).vm)
+        return read_host_vm(self._change(self._stub.PowerOffVm, request, timeout_seconds).vm)
 
     def list_vms(self) -> list[HostVm]:
         """See ``HostConnection.list_vms``."""
-        answer = self._call(self._stub.ListVms, host_pb2.ListVmsRequest(), READ_TIMEOUT_SECONDS)
+        answer = self._read(self._stub.ListVms, host_pb2.ListVmsRequest())
         return [read_host_vm(vm) for vm in answer.vms]
 
     def get_vm(self, vm_id: str) -> HostVm:
         """See ``HostConnection.get_vm``."""
         request = host_pb2.GetVmRequest(vm_id=vm_id)
-        return read_host_vm(self._call(self._stub.GetVm, request, READ_TIMEOUT_SECONDS).vm)
+        return read_host_vm(self._read(self._stub.GetVm, request).vm)
 
     def read_console(self, vm_id: str, *, offset: int) -> tuple[bytes, int]:
         """See ``HostConnection.read_console``."""
         request = host_pb2.ReadConsoleRequest(vm_id=vm_id, offset=offset)
-        answer = self._call(self._stub.ReadConsole, request, READ_TIMEOUT_SECONDS)
+        answer = self._read(self._stub.ReadConsole, request)
         return answer.output, answer.next_offset
 
     def delete_vm(self, vm_id: str) -> None:
         """See ``HostConnection.delete_vm``."""
-        self._call(self._stub.DeleteVm, host_pb2.DeleteVmRequest(vm_id=vm_id), POWER_TIMEOUT_SECONDS)
+        self._change(self._stub.DeleteVm, host_pb2.DeleteVmRequest(vm_id=vm_id), POWER_TIMEOUT_SECONDS)
 
-    def _call(self, method: Callable[..., Answer], request: object, timeout_seconds: float) -> Answer:
+    def _read(self, method: Callable[..., Answer], request: object) -> Answer:
+        """Ask for something; where nobody answers, once more, since the channel may be waiting to connect again."""
         try:
-            return call(method, request, timeout_seconds=timeout_seconds)
+            return self._call(method, request, READ_TIMEOUT_SECONDS, may_have_acted=False)
+        except HostUnreachable as first:
+            try:
+                return self._call(method, request, _RECONNECT_SECONDS, may_have_acted=False, wait=True)
+            except HostUnreachable:
+                # Says what is wrong; the second one only that it took too long.
+                raise first from None
+
+    def _change(self, method: Callable[..., Answer], request: object, timeout_seconds: float) -> Answer:
+        """Have something done by a host that answers: if it does not, nothing was sent."""
+        self.status()
+        return self._call(method, request, timeout_seconds, may_have_acted=True)
+
+    def _call(
+        self,
+        method: Callable[..., Answer],
+        request: object,
+        timeout_seconds: float,
+        *,
+        may_have_acted: bool,
+        wait: bool = False,
+    ) -> Answer:
+        try:
+            return call(method, request, timeout_seconds=timeout_seconds, wait=wait)
         except RemoteError as exc:
             # A peer that gave a reason of its own did answer, whatever its code.
             if exc.code in _UNANSWERED and exc.reason == exc.code.name:
-                raise HostUnreachable(self._name, exc.message) from exc
+                raise HostUnreachable(self._name, exc.message, may_have_acted=may_have_acted) from exc
             raise HostRefused(exc.reason, exc.code.name, exc.message) from exc

@@ -158,7 +158,8 @@ class ManagementService:
             PlacementRefused: No host can take it.
             AlreadyExists: Its name is taken.
             HostRefused: The host could not make it. Until here nothing is left behind.
-            HostUnreachable: The host did not say how it came out; the VM stays in its state until it does.
+            HostUnreachable: The host did not answer; nothing is left behind, unless it may have acted: then the VM
+                stays in its state until the host says how it came out.
         """
         principal.demand("CreateVm", encrypted=asks_for_encryption(policy=storage_policy, vtpm=spec.vtpm))
         decision = decide_storage(
@@ -181,13 +182,13 @@ class ManagementService:
                 grant = self._grant(vm, placed_on)
                 connection = self._hosts.connect(placed_on)
                 on_host = connection.create_vm(vm.vm_id, spec, provider=vm.provider, grant=grant)
-            except HostRefused as exc:
-                why = f"VM {vm.name} was not created: {exc.reason}: {exc}"
-                self._store.remove_vm(vm.vm_id, self._event("vm.create-failed", principal, why, vm))
-                raise
-            except HostUnreachable as exc:
-                why = f"whether VM {vm.name} was created is not known yet: {exc}"
-                self._store.append_event(self._event("vm.create-unknown", principal, why, vm))
+            except HostError as exc:
+                if isinstance(exc, HostUnreachable) and exc.may_have_acted:
+                    why = f"whether VM {vm.name} was created is not known yet: {exc}"
+                    self._store.append_event(self._event("vm.create-unknown", principal, why, vm))
+                else:
+                    why = f"VM {vm.name} was not created: {_told(exc)}"
+                    self._store.remove_vm(vm.vm_id, self._event("vm.create-failed", principal, why, vm))
                 raise
             created = self._event("vm.created", principal, f"VM {vm.name} was created on {vm.host}", vm)
             return VmView(self._store.set_vm_state(vm.vm_id, VmState.ACTIVE, created), on_host)
@@ -233,7 +234,8 @@ class ManagementService:
             NotFound: There is no such VM.
             VmBusy: Another operation is under way.
             HostRefused: The host did not remove it (because it runs, say); it is as it was.
-            HostUnreachable: The host did not say how it came out; the removal is finished when it answers.
+            HostUnreachable: The host did not answer; it is as it was, unless the host may have acted: then the removal
+                is finished when it answers.
         """
         vm = self._find(reference)
         with self._running.exclusive(vm.vm_id, "delete"), self._recorded(vm, principal, "vm.delete-failed"):
@@ -243,8 +245,9 @@ class ManagementService:
             self._store.set_vm_state(vm.vm_id, VmState.DELETING, None)
             try:
                 self._delete_on_host(vm)
-            except HostRefused:
-                self._store.set_vm_state(vm.vm_id, current.state, None)
+            except HostError as exc:
+                if not (isinstance(exc, HostUnreachable) and exc.may_have_acted):
+                    self._store.set_vm_state(vm.vm_id, current.state, None)
                 raise
             deleted = self._event("vm.deleted", principal, f"VM {vm.name} was deleted with its disks", vm)
             self._store.remove_vm(vm.vm_id, deleted)
@@ -288,7 +291,7 @@ class ManagementService:
         try:
             self._delete_on_host(vm)
         except HostRefused as exc:
-            why = f"VM {vm.name} was not deleted: {exc.reason}: {exc}"
+            why = f"VM {vm.name} was not deleted: {_told(exc)}"
             self._store.set_vm_state(vm.vm_id, VmState.ACTIVE, self._event("vm.delete-failed", SERVER, why, vm))
             return
         why = f"VM {vm.name} was deleted with its disks"
@@ -361,11 +364,8 @@ class ManagementService:
         """Record what a host refused or left open in the event log."""
         try:
             yield
-        except HostRefused as exc:
-            self._store.append_event(self._event(kind, principal, f"VM {vm.name}: {exc.reason}: {exc}", vm))
-            raise
-        except HostUnreachable as exc:
-            self._store.append_event(self._event(kind, principal, f"VM {vm.name}: {exc}", vm))
+        except HostError as exc:
+            self._store.append_event(self._event(kind, principal, f"VM {vm.name}: {_told(exc)}", vm))
             raise
 
     def _event(self, kind: str, principal: Principal, message: str, vm: Vm | None = None) -> EventDraft:
@@ -377,3 +377,8 @@ class ManagementService:
             vm_id="" if vm is None else vm.vm_id,
             host="" if vm is None else vm.host,
         )
+
+
+def _told(exc: HostError) -> str:
+    """A host's error for the event log: with its stable reason, if the host gave one."""
+    return f"{exc.reason}: {exc}" if isinstance(exc, HostRefused) else str(exc)

@@ -216,6 +216,7 @@ class WorkloadSide:
         self._clock = clock
         self._channels: list[grpc.Channel] = []
         self._agents: dict[str, RpcServer] = {}
+        self._identities: dict[str, tuple[Agent, bytes, ec.EllipticCurvePrivateKey]] = {}
         self.start()
 
     def start(self) -> None:
@@ -324,15 +325,18 @@ class WorkloadSide:
         call(self.join_stub().Join, request)
         return agent
 
-    def start_agent(self, agent: Agent, pem: bytes, key: ec.EllipticCurvePrivateKey) -> RpcServer:
+    def start_agent(
+        self, agent: Agent, pem: bytes, key: ec.EllipticCurvePrivateKey, *, address: str = "127.0.0.1:0"
+    ) -> RpcServer:
         """Let an agent listen with this certificate."""
+        self._identities[agent.name] = (agent, pem, key)
         service = "garant.host.v1.HostService"
         methods = {
             f"/{service}/{method.name}": frozenset({Role.MANAGEMENT_SERVER})
             for method in host_pb.DESCRIPTOR.services_by_name["HostService"].methods
         }
         server = RpcServer(
-            "127.0.0.1:0",
+            address,
             tls=ServerTls(pem, private_key_pem(key), certificate_pem(self.management.certificate)),
             services=[
                 Service(service, lambda added: host_grpc.add_HostServiceServicer_to_server(AgentServicer(agent), added))
@@ -347,6 +351,14 @@ class WorkloadSide:
     def stop_agent(self, name: str) -> None:
         """Let a host go silent."""
         self._agents.pop(name).stop(0)
+
+    def restart_agent(self, name: str, *, while_away: Callable[[], object]) -> None:
+        """Stop a host's agent, do something, and start it again at the same address."""
+        address = f"127.0.0.1:{self._agents[name].port}"
+        self.stop_agent(name)
+        while_away()
+        agent, pem, key = self._identities[name]
+        self.start_agent(agent, pem, key, address=address)
 
     @staticmethod
     def _client_tls(

@@ -186,6 +186,31 @@ def test_a_host_that_dies_while_it_makes_a_vm_leaves_it_unsettled(
     assert [vm.state for vm in side.store.list_unsettled_vms()] == [VmState.CREATING]
 
 
+def test_a_host_that_does_not_answer_is_sent_nothing(
+    side: WorkloadSide, agent: Agent, alice: pb_grpc.ManagementServiceStub
+) -> None:
+    """What certainly was not begun leaves everything as it was: a VM can be powered on again once its host is back."""
+    call(alice.CreateVm, new_vm())
+    side.stop_agent("host-a")
+    for method, request in (
+        (alice.PowerOnVm, pb.PowerOnVmRequest(vm="web")),
+        (alice.DeleteVm, pb.DeleteVmRequest(vm="web")),
+    ):
+        with pytest.raises(RemoteError, match="HOST_UNREACHABLE"):
+            call(method, request)
+    assert side.store.list_unsettled_vms() == []
+    assert event_types(alice)[-2:] == ["vm.power-on-failed", "vm.delete-failed"]
+
+
+def test_a_restarted_agent_is_reached_at_once(
+    side: WorkloadSide, agent: Agent, alice: pb_grpc.ManagementServiceStub
+) -> None:
+    """A channel that waits to connect again does not make a host that is back look gone."""
+    call(alice.CreateVm, new_vm())
+    side.restart_agent("host-a", while_away=lambda: call(alice.ListHosts, pb.ListHostsRequest()))
+    assert call(alice.PowerOnVm, pb.PowerOnVmRequest(vm="web")).vm.power_state == host_pb.POWER_STATE_ON
+
+
 def test_a_running_vm_is_not_deleted(agent: Agent, alice: pb_grpc.ManagementServiceStub) -> None:
     """The host refuses, and the VM is as usable as before."""
     call(alice.CreateVm, new_vm())
