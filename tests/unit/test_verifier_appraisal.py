@@ -13,13 +13,7 @@ from hypothesis import strategies as st
 from attestation.errors import RejectReason
 from attestation.model import BootIdentity, LogKind, PcrBank
 from attestation.simulator.boot import Recording
-from attestation.verifier.appraisal import TITLES, Appraisal, Evidence, appraise
-from attestation.verifier.policy import AppraisalPolicy, SecureBootPolicy
-from attestation.verifier.reference import ReferenceBoot
-from attestation.verifier.replay import replay
-from attestation.wire.event_log import parse_event_log
-from attestation.wire.event_types import EventType as Type
-from tests.unit.software_evidence import (
+from attestation.simulator.software_host import (
     COMMAND_LINE,
     Host,
     Measured,
@@ -29,6 +23,12 @@ from tests.unit.software_evidence import (
     software_key,
     variable,
 )
+from attestation.verifier.appraisal import TITLES, Appraisal, Evidence, appraise
+from attestation.verifier.policy import AppraisalPolicy, SecureBootPolicy
+from attestation.verifier.reference import ReferenceBoot
+from attestation.verifier.replay import replay
+from attestation.wire.event_log import parse_event_log
+from attestation.wire.event_types import EventType as Type
 
 VECTORS = Path(__file__).parents[3] / "shared" / "vectors"
 NONCE = b"\x5a" * 32

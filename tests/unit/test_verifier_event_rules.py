@@ -7,12 +7,7 @@ import pytest
 
 from attestation.errors import EvidenceRejected, RejectReason
 from attestation.model import PcrBank
-from attestation.verifier.event_rules import check_event_rules, check_secure_boot
-from attestation.verifier.quirks import QUIRKS, Quirk
-from attestation.verifier.replay import MeasuredBoot, measured_boot
-from attestation.wire.event_log import parse_event_log
-from attestation.wire.event_types import EventType as Type
-from tests.unit.software_evidence import (
+from attestation.simulator.software_host import (
     SECURITY_DATABASE,
     ZERO_SEPARATOR,
     Measured,
@@ -21,6 +16,11 @@ from tests.unit.software_evidence import (
     make_log,
     variable,
 )
+from attestation.verifier.event_rules import check_event_rules, check_secure_boot
+from attestation.verifier.quirks import QUIRKS, Quirk
+from attestation.verifier.replay import MeasuredBoot, measured_boot
+from attestation.wire.event_log import parse_event_log
+from attestation.wire.event_types import EventType as Type
 
 VECTORS = Path(__file__).parents[3] / "shared" / "vectors"
 EVENTS = honest_events()

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from attestation.errors import EvidenceRejected, RejectReason
 from attestation.model import BootIdentity, PcrBank
+from attestation.simulator.software_host import Host, ecc_public, rsa_key, rsa_public, selection, software_key
 from attestation.verifier.appraisal import Evidence
 from attestation.verifier.quote import VerifiedQuote, check_clock, check_firmware, verify_quote
 from attestation.wire.tpm_public import TpmPublic, parse_tpm_public
-from tests.unit.software_evidence import Host, ecc_public, rsa_key, rsa_public, selection, software_key
 
 NONCE = b"\x5a" * 32
 PCRS = (0, 2, 4, 7, 9, 11)

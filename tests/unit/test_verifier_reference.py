@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from attestation.errors import EvidenceRejected, PolicyRejected, RejectReason
 from attestation.model import PcrBank
+from attestation.simulator.software_host import COMMAND_LINE, Measured, honest_events, make_log
 from attestation.verifier.quirks import Quirk
 from attestation.verifier.reference import MAX_REFERENCE_SIZE, ReferenceBoot, best_match, compare
 from attestation.verifier.replay import MeasuredBoot, measured_boot
 from attestation.wire.event_log import parse_event_log
 from attestation.wire.event_types import EventType as Type
-from tests.unit.software_evidence import COMMAND_LINE, Measured, honest_events, make_log
 
 PCRS = (0, 2, 4, 7, 9, 11)
 EVENTS = honest_events()

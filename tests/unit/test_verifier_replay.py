@@ -8,12 +8,19 @@ import pytest
 
 from attestation.errors import EvidenceRejected, RejectReason
 from attestation.model import PcrBank
+from attestation.simulator.software_host import (
+    COMMAND_LINE,
+    Measured,
+    extended,
+    honest_events,
+    make_legacy_log,
+    make_log,
+)
 from attestation.verifier.log_description import describe_log
 from attestation.verifier.quirks import Quirk
 from attestation.verifier.replay import check_replay, check_startup_locality, measured_boot
 from attestation.wire.event_log import parse_event_log
 from attestation.wire.event_types import EventType as Type
-from tests.unit.software_evidence import COMMAND_LINE, Measured, extended, honest_events, make_legacy_log, make_log
 
 VECTORS = Path(__file__).parents[3] / "shared" / "vectors"
 PCRS = (0, 2, 4, 5, 7, 9, 11)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.errors import WireError
+from attestation.simulator.software_host import COMMAND_LINE, honest_events, image, make_log, tagged, variable
 from attestation.wire.event_data import (
     EFI_GLOBAL_VARIABLE,
     MAX_DESCRIPTION,
@@ -20,7 +21,6 @@ from attestation.wire.event_data import (
 )
 from attestation.wire.event_log import Event, parse_event_log
 from attestation.wire.event_types import EventType as Type
-from tests.unit.software_evidence import COMMAND_LINE, honest_events, image, make_log, tagged, variable
 
 
 def load_option(description: str, path: bytes = b"") -> bytes:

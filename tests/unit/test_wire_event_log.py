@@ -9,10 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.errors import WireError
-from attestation.wire.event_log import MAX_EVENTS, MAX_LOG_SIZE, LogAlgorithm, parse_event_log
-from attestation.wire.event_types import EventType as Type
-from attestation.wire.event_types import event_type_name
-from tests.unit.software_evidence import (
+from attestation.simulator.software_host import (
     Measured,
     header,
     honest_events,
@@ -21,6 +18,9 @@ from tests.unit.software_evidence import (
     record,
     spec_id,
 )
+from attestation.wire.event_log import MAX_EVENTS, MAX_LOG_SIZE, LogAlgorithm, parse_event_log
+from attestation.wire.event_types import EventType as Type
+from attestation.wire.event_types import event_type_name
 
 VECTORS = Path(__file__).parents[3] / "shared" / "vectors"
 EVENTS = honest_events()

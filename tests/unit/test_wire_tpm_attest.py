@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.errors import WireError
+from attestation.simulator.software_host import Host, selection, software_key
 from attestation.wire.tpm_algorithms import TpmAlgorithm
 from attestation.wire.tpm_attest import MAX_ATTEST_SIZE, PcrSelection, parse_tpm_attest
 from attestation.wire.tpm_signature import (
@@ -16,7 +17,6 @@ from attestation.wire.tpm_signature import (
     UnverifiedRsaSignature,
     parse_tpm_signature,
 )
-from tests.unit.software_evidence import Host, selection, software_key
 
 QUOTE = Host().quote()
 SIGNATURES = {kind: software_key(kind).sign(b"message") for kind in ("p256", "p384", "rsassa", "rsapss")}

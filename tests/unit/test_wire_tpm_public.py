@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.errors import WireError
+from attestation.simulator.software_host import AK_ATTRIBUTES, ecc_public, rsa_key, rsa_public
 from attestation.wire.tpm_algorithms import TpmAlgorithm, TpmCurve, algorithm, hash_algorithm
 from attestation.wire.tpm_public import (
     MAX_PUBLIC_SIZE,
@@ -21,7 +22,6 @@ from attestation.wire.tpm_public import (
     Symmetric,
     parse_tpm_public,
 )
-from tests.unit.software_evidence import AK_ATTRIBUTES, ecc_public, rsa_key, rsa_public
 
 P256 = ec.derive_private_key(0x2001, ec.SECP256R1()).public_key()
 P384 = ec.derive_private_key(0x2002, ec.SECP384R1()).public_key()

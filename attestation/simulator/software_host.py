@@ -1,6 +1,6 @@
-"""Honest evidence made in software: a firmware log, a quote over its PCRs and the key that signed it.
+"""A host made in software, honest as it stands: a firmware log, a quote over its PCRs, and the key that signs it.
 
-A test makes it lie by one edit: of the events, of the quote's fields, or of the bytes.
+It is made to lie by one edit: of the events, of a field of the quote, or of the bytes.
 """
 
 import hashlib
