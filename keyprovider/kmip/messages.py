@@ -1,8 +1,8 @@
 """Requests and responses of KMIP 1.0 to 1.4 and 2.0 to 2.1: header and batch (KMIP 1.4, section 7; 2.1, section 8).
 
-A response is believed only as far as it answers what was asked: every item carries the batch ID and the operation of one
-item of the request, each at most once, in any order. One item alone with neither is an error of the whole request; and an
-error may come in any protocol version, for a server that cannot read a request does not know its version.
+A response is believed only as far as it answers what was asked: every item carries the batch ID and the operation of
+one item of the request, each at most once, in any order. One item alone with neither is an error of the whole request;
+and an error may come in any protocol version, for a server that cannot read a request does not know its version.
 
 Pure. :class:`KmipMalformed` is the only error of parsing; what the server refused comes back as :class:`Failure`.
 """

@@ -170,8 +170,18 @@ class BlockCipherMode(IntEnum):
     GCM = 0x09
 
 
-OBJECT_TYPE_SYMMETRIC_KEY = 2
-ALGORITHM_AES = 3
+class ObjectType(IntEnum):
+    """Kinds of objects used here (KMIP 1.4, 9.1.3.2.12)."""
+
+    SYMMETRIC_KEY = 2
+
+
+class Algorithm(IntEnum):
+    """Algorithms used here (KMIP 1.4, 9.1.3.2.13)."""
+
+    AES = 3
+
+
 KEY_FORMAT_RAW = 1
 CREDENTIAL_USERNAME_AND_PASSWORD = 1
 PADDING_PKCS5 = 3
