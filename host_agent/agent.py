@@ -4,6 +4,8 @@ Whatever needs a key needs a placement grant and this host's attestation; both a
 provider must be in the list that this host pinned: nobody else can point it at another.
 """
 
+import structlog
+
 from attestation.errors import TpmError
 from host_agent.attestation_session import AttestationSession
 from host_agent.enrolment import Enroller
@@ -17,6 +19,7 @@ from host_agent.vm.lifecycle import VmState
 from host_agent.vm.model import Vm, VmSpec
 from keyprovider.provider_list import ProviderEntry
 
+_log = structlog.get_logger(__name__)
 _WITH_KEYS = frozenset({VmState.STARTING, VmState.ON, VmState.PAUSED, VmState.STOPPING})
 
 
@@ -76,9 +79,12 @@ class HostAgent:
             VmError: The VM cannot be made; nothing is left behind.
         """
         if not provider:
-            return self._vms.create(spec, None)
-        with self._keys(provider, spec.vm_id, grant) as keys:
-            return self._vms.create(spec, keys)
+            vm = self._vms.create(spec, None)
+        else:
+            with self._keys(provider, spec.vm_id, grant) as keys:
+                vm = self._vms.create(spec, keys)
+        _log.info("VM created", vm_id=vm.vm_id, provider=vm.provider)
+        return vm
 
     def power_on_vm(self, vm_id: str, *, grant: str) -> Vm:
         """Power a VM on, with a fresh release of its keys.
@@ -93,11 +99,13 @@ class HostAgent:
         """
         provider = self._vms.get(vm_id).provider
         if not provider:
-            return self._vms.power_on(vm_id, None)
-        with self._keys(provider, vm_id, grant) as keys:
-            vm = self._vms.power_on(vm_id, keys)
-            self._cache.hold(vm_id, keys.take_unwrapped())
-            return vm
+            vm = self._vms.power_on(vm_id, None)
+        else:
+            with self._keys(provider, vm_id, grant) as keys:
+                vm = self._vms.power_on(vm_id, keys)
+                self._cache.hold(vm_id, keys.take_unwrapped())
+        _log.info("VM powered on", vm_id=vm.vm_id, provider=vm.provider, qemu_pid=vm.qemu_pid)
+        return vm
 
     def power_off_vm(self, vm_id: str, *, grace_seconds: int) -> Vm:
         """Power a VM off, and forget its keys.
@@ -107,6 +115,7 @@ class HostAgent:
         """
         vm = self._vms.power_off(vm_id, grace_seconds)
         self._cache.drop(vm_id)
+        _log.info("VM powered off", vm_id=vm.vm_id)
         return vm
 
     def get_vm(self, vm_id: str) -> Vm:
@@ -137,6 +146,7 @@ class HostAgent:
         """
         self._vms.delete(vm_id)
         self._cache.drop(vm_id)
+        _log.info("VM removed", vm_id=vm_id)
 
     def forget_idle_keys(self) -> None:
         """Forget the keys of VMs that ended by themselves."""

@@ -6,7 +6,6 @@ server's own certificate and principal key, so that it chooses the grants.
 
 import contextlib
 import datetime
-import json
 import os
 import signal
 import socket
@@ -51,6 +50,8 @@ class Machine:
 
     name: str
     directory: Path
+    host_id: str = ""
+    """As the TPM itself tells it; known once the machine was built."""
     tpm: SoftwareTpm | None = None
 
     @property
@@ -62,6 +63,11 @@ class Machine:
         """Manufacture the TPM."""
         self.directory.mkdir(parents=True)
         manufacture(self.directory / "state", key=None, certify=ek_ca.certify)
+        with (
+            SoftwareTpm.start(self.directory / "state", self.directory / "tpm"),
+            Tpm.open(self.tcti) as tpm,
+        ):
+            self.host_id = HostId.of_spki(parse_tpm_public(tpm.endorsement_key().public).spki()).text
 
     def boot(self, recording: Recording) -> None:
         """Power on, or off and on, into a recorded boot."""
@@ -76,11 +82,6 @@ class Machine:
         if self.tpm is not None:
             self.tpm.stop()
             self.tpm = None
-
-    def host_id(self) -> str:
-        """As the TPM itself tells it."""
-        with Tpm.open(self.tcti) as tpm:
-            return HostId.of_spki(parse_tpm_public(tpm.endorsement_key().public).spki()).text
 
 
 @dataclass
@@ -187,8 +188,7 @@ class HostSite:
     def agent(self, name: str, *, caller: str = "management") -> Iterator[host_pb2_grpc.HostServiceStub]:
         """A host's agent, as the management server, or with the certificate of another ``caller``."""
         plan = next(host for host in self.plan.hosts if host.name == name)
-        host_id = self._host_id(name)
-        options = [("grpc.ssl_target_name_override", agent_server_name(name, host_id))]
+        options = [("grpc.ssl_target_name_override", agent_server_name(name, self.machines[name].host_id))]
         with open_channel(plan.agent_address, self.tls(caller, "management/host-ca.pem"), options=options) as channel:
             yield host_pb2_grpc.HostServiceStub(channel)
 
@@ -211,7 +211,7 @@ class HostSite:
             grant_id=str(uuid.uuid4()),
             principal="management",
             vm_id=vm_id,
-            host_id=HostId(self._host_id(name)),
+            host_id=HostId(self.machines[name].host_id),
             generation=time.time_ns(),
             issued_at=now,
             expires_at=now + 120,
@@ -230,12 +230,6 @@ class HostSite:
         for machine in self.machines.values():
             machine.power_off()
         _end_processes_below(self.directory)
-
-    def _host_id(self, name: str) -> str:
-        known = self.site / "hosts" / name / "state" / "enrolment.json"
-        if known.exists():
-            return str(json.loads(known.read_bytes())["host_id"])
-        return self.machines[name].host_id()
 
     def _start(self, name: str, module: str, config: Path) -> None:
         log = self.directory / f"{name}.log"
