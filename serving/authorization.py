@@ -96,7 +96,7 @@ class AuthorizationInterceptor(grpc.ServerInterceptor):
 def _load(pem: bytes) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError as exc:
+    except (ValueError, x509.InvalidVersion) as exc:
         raise IdentityError("the client certificate cannot be read") from exc
 
 

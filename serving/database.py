@@ -31,15 +31,19 @@ class Database:
         except SQLAlchemyError as exc:
             raise StoreError("the database URL is malformed") from exc
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
-        if self.is_sqlite:
-            self.engine = sa.create_engine(parsed, poolclass=sa.QueuePool, pool_size=pool_size, max_overflow=16)
-            event.listen(self.engine, "connect", _prepare_sqlite)
-        elif parsed.get_backend_name() == "postgresql":
-            self.engine = sa.create_engine(
-                parsed.set(drivername="postgresql+psycopg"), pool_size=pool_size, max_overflow=16, pool_pre_ping=True
-            )
-        else:
+        if not self.is_sqlite and parsed.get_backend_name() != "postgresql":
             raise StoreError(f"expected a sqlite or postgresql URL, got {parsed.get_backend_name()!r}")
+        try:
+            if self.is_sqlite:
+                self.engine = sa.create_engine(
+                    parsed.set(drivername="sqlite"), poolclass=sa.QueuePool, pool_size=pool_size, max_overflow=16
+                )
+                event.listen(self.engine, "connect", _prepare_sqlite)
+            else:
+                url = parsed.set(drivername="postgresql+psycopg")
+                self.engine = sa.create_engine(url, pool_size=pool_size, max_overflow=16, pool_pre_ping=True)
+        except ImportError as exc:
+            raise StoreError("PostgreSQL needs the driver psycopg: install garant[postgres]") from exc
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:

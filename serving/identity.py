@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from serving.errors import IdentityError
 
+_UNREADABLE = (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+"""What ``cryptography`` raises for extensions that are missing or that it does not read."""
 _URI = re.compile(r"spiffe://([a-z0-9.-]{1,253})/([a-z-]{1,64})/([A-Za-z0-9._-]{1,253})")
 
 
@@ -66,7 +68,7 @@ def claimed_identity(certificate: x509.Certificate) -> Identity:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (x509.ExtensionNotFound, ValueError) as exc:
+    except _UNREADABLE as exc:
         raise IdentityError("the certificate has no subject alternative name") from exc
     if len(uris) != 1:
         raise IdentityError(f"expected one URI name in the certificate, found {len(uris)}")
@@ -99,7 +101,7 @@ def prove_caller(
         )
     try:
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (x509.ExtensionNotFound, ValueError) as exc:
+    except _UNREADABLE as exc:
         raise IdentityError(f"the certificate of {identity} states no extended key usage") from exc
     if ExtendedKeyUsageOID.CLIENT_AUTH not in usage:
         raise IdentityError(f"the certificate of {identity} is not for clients")
@@ -109,6 +111,6 @@ def prove_caller(
 def _issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
         return False
     return True

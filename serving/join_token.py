@@ -81,7 +81,7 @@ def verify_join_token(
         if caller.identity.role is not role or not isinstance(public_key, ec.EllipticCurvePublicKey):
             raise JoinTokenError(f"the join token was signed by {caller.identity}, not by a {role}")
         invitation = _invitation(verify(token, keys={key_id(public_key): public_key}, typ=_TYPE))
-    except (ValueError, IdentityError, JwsError) as exc:
+    except (ValueError, x509.InvalidVersion, IdentityError, JwsError) as exc:
         raise JoinTokenError(f"the join token is not signed by a {role} of this site") from exc
     if now.timestamp() >= invitation.expires_at:
         raise JoinTokenError("the join token has expired; ask an administrator for a new one")

@@ -52,7 +52,7 @@ def verify(text: str, *, keys: Mapping[str, ec.EllipticCurvePublicKey], typ: str
         raise JwsError(f"signed document of {len(text)} characters; at most {_MAX_LENGTH} are read")
     try:
         header = jwt.get_unverified_header(text)
-    except jwt.PyJWTError as exc:
+    except (jwt.PyJWTError, ValueError, RecursionError) as exc:
         raise JwsError("malformed signed document") from exc
     if header.get("typ") != typ:
         raise JwsError(f"expected a signed document of type {typ}, got {header.get('typ')!r}")

@@ -18,6 +18,7 @@ Source: TCG EK Credential Profile 2.x, section 3 and annex B; RFC 5280.
 Pure: time is passed in.
 """
 
+import contextlib
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,15 @@ _TPM_MANUFACTURER = x509.ObjectIdentifier("2.23.133.2.1")
 _TPM_MODEL = x509.ObjectIdentifier("2.23.133.2.2")
 _TPM_VERSION = x509.ObjectIdentifier("2.23.133.2.3")
 _SOFTWARE_TPM_MODELS = frozenset({"swtpm"})
+
+_UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What ``cryptography`` raises for certificates that it does not read."""
 
 _LOW_ATTRIBUTES = 0x000300B2
 """fixedTPM, fixedParent, sensitiveDataOrigin, adminWithPolicy, restricted, decrypt."""
@@ -113,7 +123,7 @@ def read_anchor(name: str, certificate_pem: bytes, *, allow_virtual: bool) -> An
     try:
         certificates = x509.load_pem_x509_certificates(certificate_pem)
         extensions = certificates[0].extensions
-    except ValueError as exc:
+    except _UNREADABLE as exc:
         raise PolicyRejected(f"anchor {name!r}: the certificate cannot be read") from exc
     if len(certificates) != 1:
         raise PolicyRejected(f"anchor {name!r}: expected one certificate, got {len(certificates)}")
@@ -209,7 +219,7 @@ def _read_certificate(certificate: bytes) -> tuple[x509.Certificate, bytes, str]
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
         model = _tpm_model(names)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, UnsupportedAlgorithm) as exc:
+    except (*_UNREADABLE, x509.ExtensionNotFound) as exc:
         message = "the endorsement key's certificate cannot be read or does not name a TPM"
         raise EnrollmentRejected(EnrollmentReason.EK_CERTIFICATE_MALFORMED, message) from exc
     return leaf, spki, model
@@ -229,10 +239,8 @@ def _tpm_model(names: x509.SubjectAlternativeName) -> str:
 def _readable(intermediates: Sequence[bytes]) -> list[x509.Certificate]:
     certificates = []
     for der in intermediates[:MAX_INTERMEDIATES]:
-        try:
+        with contextlib.suppress(*_UNREADABLE):
             certificates.append(x509.load_der_x509_certificate(der))
-        except ValueError:
-            continue
     return certificates
 
 

@@ -176,7 +176,8 @@ def test_a_join_token_has_all_fields(field: str) -> None:
     certificate, key = admin()
     text = make_join_token(INVITATION, certificate=certificate, key=key)
     payload = json.loads(base64.urlsafe_b64decode(text.split(".")[1] + "=="))
-    for value in (None, "", [], {"a": 1}):
+    wrong: tuple[object, ...] = (None, "", [], {"a": 1})
+    for value in wrong:
         refuse(sign({**payload, field: value}, key=key, typ="garant-join+jwt"))
 
 

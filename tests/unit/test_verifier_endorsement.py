@@ -463,3 +463,22 @@ def test_what_is_not_one_ca_is_no_anchor(content: bytes) -> None:
     """A leaf among the anchors would vouch for itself."""
     with pytest.raises(PolicyRejected):
         read_anchor("vendor", content, allow_virtual=False)
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+def test_damaged_certificates_raise_no_other_error() -> None:
+    """Leaf or intermediate, with any byte changed: accepted or refused, nothing else (T15)."""
+    issuing = Authority("issuing CA", ROOT)
+    leaf, path = issuing.endorse(), issuing.certificate.public_bytes(Encoding.DER)
+    anchors = [ROOT.anchor()]
+    key = read_endorsement_key(EkTemplate.ECC_P256_LOW, public_area(EkTemplate.ECC_P256_LOW, EK.public_key()))
+    refused = 0
+    for original in (leaf, path):
+        for position in range(len(original)):
+            changed = original[:position] + bytes([original[position] ^ 0x06]) + original[position + 1 :]
+            pair = (changed, path) if original is leaf else (leaf, changed)
+            try:
+                require_endorsed(key, certificate=pair[0], intermediates=[pair[1]], anchors=anchors, now=NOW)
+            except EnrollmentRejected:
+                refused += 1
+    assert refused > 600
