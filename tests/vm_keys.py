@@ -16,7 +16,9 @@ class MemoryKeys:
     keks: dict[str, bytes] = field(default_factory=dict)
     """By key reference."""
     before_create: Callable[[str], object] = str
-    """Called with each component that a key is asked for."""
+    """Called with each component that a key is to be made for."""
+    before_unwrap: Callable[[str], object] = str
+    """Called with each component whose key is to be unwrapped."""
 
     def create(self, component: str) -> NewKey:
         """Make a KEK."""
@@ -27,6 +29,7 @@ class MemoryKeys:
 
     def unwrap(self, component: str, key_reference: str, wrapped_key: bytes) -> SecretKey:
         """Give a KEK back."""
+        self.before_unwrap(component)
         assert wrapped_key == b"wrapped " + key_reference.encode()
         assert key_reference.startswith(component)
         return SecretKey.adopt(self.keks[key_reference])

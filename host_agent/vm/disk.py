@@ -35,6 +35,8 @@ _SECTOR: Final = 512
 _QEMU_WRITER_LOCKS: Final = (101, 103, 200)
 """Bytes of an image that QEMU locks while it may write to it, resize it, or keep others from reading it
 (block/file-posix.c: RAW_LOCK_PERM_BASE 100 and RAW_LOCK_SHARED_BASE 200, plus the bit of the permission)."""
+_LEAKS_ONLY: Final = 3
+"""Exit code of qemu-img check: space is lost, no data."""
 _FLOCK: Final = "hhqqi0q"
 """struct flock of fcntl(2)."""
 _FOREIGN: Final = (
@@ -271,6 +273,13 @@ def _check_qcow2(path: Path, head: bytes) -> int:
         )
     if header.encryption is not qcow2.Encryption.NONE:
         raise ImageRefused(ImageReason.ENCRYPTED, f"{path} is encrypted already; decrypt it first (qemu-img convert)")
+    with _in_use_explained(path):
+        try:
+            # What a torn file lacks reads as zeros: only the check of its tables shows it.
+            options = ["check", "--output=json", "--image-opts", _source_options(path, ImageFormat.QCOW2)]
+            run_qemu_img(options, accepted=(0, _LEAKS_ONLY))
+        except QemuError as exc:
+            raise ImageRefused(ImageReason.MALFORMED, f"{path} is a damaged qcow2 image: {exc}") from exc
     return header.virtual_size
 
 

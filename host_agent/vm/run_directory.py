@@ -143,11 +143,13 @@ class RunDirectory:
         """
         try:
             with self.console_log.open("rb") as file:
+                if offset > os.fstat(file.fileno()).st_size:
+                    return b"", offset
                 file.seek(offset)
                 output = file.read(_MOST_CONSOLE_READ)
         except FileNotFoundError:
             return b"", offset
-        except (OSError, OverflowError) as exc:
+        except OSError as exc:
             raise QemuError(f"the console of VM {self._vm_id} cannot be read: {exc}") from exc
         return output, offset + len(output)
 

@@ -51,8 +51,13 @@ def check_versions(firmware: Firmware | None = None) -> None:
             raise ToolUnavailable(f"there is no UEFI firmware at {path}: install the package ovmf")
 
 
-def run_qemu_img(arguments: Sequence[str], *, pass_fds: Sequence[int] = ()) -> str:
+def run_qemu_img(arguments: Sequence[str], *, pass_fds: Sequence[int] = (), accepted: Sequence[int] = (0,)) -> str:
     """Run qemu-img to its end; it is killed if this process dies before.
+
+    Args:
+        arguments: After the program's name.
+        pass_fds: What it inherits.
+        accepted: Exit codes that are no failure.
 
     Returns:
         What it wrote.
@@ -76,9 +81,9 @@ def run_qemu_img(arguments: Sequence[str], *, pass_fds: Sequence[int] = ()) -> s
         )
     except OSError as exc:
         raise ToolUnavailable(f"cannot start qemu-img ({exc}): {_advice(QEMU_IMG)}") from exc
-    if done.returncode == 127:
+    if done.returncode == 127:  # setpriv's, when there is nothing to execute
         raise ToolUnavailable(f"qemu-img is not installed: {_advice(QEMU_IMG)}")
-    if done.returncode != 0:
+    if done.returncode not in accepted:
         said = " ".join(done.stderr.split())[-_LONGEST_MESSAGE:]
         if "No space left on device" in said or "Disk quota exceeded" in said:
             raise DiskFull(f"the disk is full: {said}")
