@@ -40,8 +40,8 @@ class Database:
                 )
                 event.listen(self.engine, "connect", _prepare_sqlite)
             else:
-                url = parsed.set(drivername="postgresql+psycopg")
-                self.engine = sa.create_engine(url, pool_size=pool_size, max_overflow=16, pool_pre_ping=True)
+                postgres = parsed.set(drivername="postgresql+psycopg")
+                self.engine = sa.create_engine(postgres, pool_size=pool_size, max_overflow=16, pool_pre_ping=True)
         except ImportError as exc:
             raise StoreError("PostgreSQL needs the driver psycopg: install garant[postgres]") from exc
 
