@@ -54,6 +54,9 @@ class SqlAttestationStore:
         """
         self._database = database
         self._insert = sqlite.insert if database.is_sqlite else postgresql.insert
+        cookies, of_host = schema.spent_cookies, schema.appraisals.c.host_id == sa.bindparam("host")
+        self._spend_cookie = self._insert(cookies).on_conflict_do_nothing().returning(cookies.c.expires_at)
+        self._update_appraisal = schema.appraisals.update().where(of_host)
         self._pruned_at = 0
         create_schema(database, schema.metadata, component=schema.COMPONENT, version=schema.VERSION)
         with database.write() as connection:
@@ -111,16 +114,13 @@ class SqlAttestationStore:
 
     def view(self, host_id: HostId, cookie_id: bytes) -> AttestationView:
         """See ``ports.AttestStore``."""
-        cookies = schema.spent_cookies
-        spent = sa.exists().where(cookies.c.cookie_id == cookie_id)
         with self._database.read() as connection:
-            state = connection.execute(sa.select(schema.authority, spent.label("spent"))).one()
-            row = connection.execute(sa.select(hosts).where(hosts.c.host_id == host_id.text)).one_or_none()
+            row = connection.execute(schema.VIEW, {"host": host_id.text, "cookie": cookie_id}).one()
         return AttestationView(
-            host=None if row is None else _host(row),
-            cookie_spent=bool(state.spent),
-            epoch=state.epoch,
-            revision=state.revision,
+            host=None if row.host_id is None else _host(row),
+            cookie_spent=bool(row.cookie_spent),
+            epoch=row.epoch,
+            revision=row.revision,
         )
 
     def rules(self) -> Rules:
@@ -145,31 +145,31 @@ class SqlAttestationStore:
         with self._database.write() as connection:
             self._spend(connection, cookie_id, expires_at)
             self._prune(connection, appraisal.appraised_at)
-            host = self._locked_host(connection, host_id)
-            boot = appraisal.boot
+            row = connection.execute(schema.LOCKED_HOST, {"host": host_id.text}).one()
+            host, boot = _host(row), appraisal.boot
             overtaken = boot is not None and host.boot is not None and _order(boot) < _order(host.boot)
             if (host.state, AdmissionStep.ATTEST) not in TRANSITIONS or (overtaken and appraisal.trusted):
                 return False
-            changes: dict[str, Any] = {}
-            if appraisal.trusted:
-                changes["state"] = next_state(host.state, AdmissionStep.ATTEST).value
-            if boot is not None and not overtaken:
-                changes |= {"reset_count": boot.reset_count, "restart_count": boot.restart_count}
-            if changes:
+            state = next_state(host.state, AdmissionStep.ATTEST) if appraisal.trusted else host.state
+            highest = host.boot if boot is None or overtaken else boot
+            if (state, highest) != (host.state, host.boot):
+                changes: dict[str, Any] = {"state": state.value}
+                if highest is not None:
+                    changes |= {"reset_count": highest.reset_count, "restart_count": highest.restart_count}
                 connection.execute(hosts.update().where(hosts.c.host_id == host_id.text).values(**changes))
-            self._keep(connection, host_id, appraisal, evidence)
+            self._keep(connection, host_id, appraisal, evidence, row.logs_digest)
         return True
 
     def _keep(
-        self, connection: sa.Connection, host_id: HostId, appraisal: AppraisalRecord, evidence: EvidenceRecord
+        self,
+        connection: sa.Connection,
+        host_id: HostId,
+        appraisal: AppraisalRecord,
+        evidence: EvidenceRecord,
+        stored_logs: bytes | None,
     ) -> None:
-        digest = hashlib.sha256(
-            b"".join(
-                kind.encode() + hashlib.sha256(content).digest() for kind, content in sorted(evidence.logs.items())
-            )
-        ).digest()
-        table = schema.appraisals
-        stored = connection.scalar(sa.select(table.c.logs_digest).where(table.c.host_id == host_id.text))
+        hashes = [kind.encode() + hashlib.sha256(content).digest() for kind, content in sorted(evidence.logs.items())]
+        digest = hashlib.sha256(b"".join(hashes)).digest()
         values = {
             "document": schema.document_of(appraisal),
             "quote": evidence.quote,
@@ -177,12 +177,12 @@ class SqlAttestationStore:
             "pcr_values": json.dumps([[index, value.hex()] for index, value in evidence.pcr_values]),
             "logs_digest": digest,
         }
-        if stored is None:
-            connection.execute(table.insert().values(host_id=host_id.text, **values))
+        table, logs = schema.appraisals, schema.evidence_logs
+        if stored_logs is None:
+            connection.execute(table.insert(), {"host_id": host_id.text, **values})
         else:
-            connection.execute(table.update().where(table.c.host_id == host_id.text).values(**values))
-        if stored != digest:
-            logs = schema.evidence_logs
+            connection.execute(self._update_appraisal, {"host": host_id.text, **values})
+        if stored_logs != digest:
             connection.execute(logs.delete().where(logs.c.host_id == host_id.text))
             for kind, content in evidence.logs.items():
                 connection.execute(logs.insert().values(host_id=host_id.text, kind=kind.value, content=content))
@@ -326,10 +326,8 @@ class SqlAttestationStore:
         return RevocationState(state.epoch, frozenset(HostId(text) for text in banned), state.policy_version)
 
     def _spend(self, connection: sa.Connection, cookie_id: bytes, expires_at: int) -> None:
-        table = schema.spent_cookies
-        insert = self._insert(table).values(cookie_id=cookie_id, expires_at=expires_at).on_conflict_do_nothing()
         # What was inserted is returned; rowcount says nothing of an INSERT on PostgreSQL.
-        if connection.scalar(insert.returning(table.c.expires_at)) is None:
+        if connection.scalar(self._spend_cookie, {"cookie_id": cookie_id, "expires_at": expires_at}) is None:
             raise ChallengeRejected(ChallengeReason.CHALLENGE_SPENT, "it was used before; ask anew")
 
     def _prune(self, connection: sa.Connection, now: int) -> None:
@@ -340,8 +338,7 @@ class SqlAttestationStore:
 
     @staticmethod
     def _locked_host(connection: sa.Connection, host_id: HostId) -> HostRecord:
-        query = sa.select(hosts).where(hosts.c.host_id == host_id.text).with_for_update()
-        row = connection.execute(query).one_or_none()
+        row = connection.execute(schema.LOCKED_HOST, {"host": host_id.text}).one_or_none()
         if row is None:
             raise NotFound(f"there is no host {host_id}")
         return _host(row)
