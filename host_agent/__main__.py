@@ -105,7 +105,7 @@ def _joiner(settings: AgentSettings, state: StateDirectory) -> Joiner:
     return Joiner(
         host_name=settings.name,
         hardware_uuid=settings.hardware_uuid,
-        agent_address=settings.listener.address,
+        agent_address=settings.listener.reached_at,
         state=state,
         invitation=settings.join_invitation,
         connect=lambda invitation: GrpcJoinServer(invitation.address, invitation.ca_pem),

@@ -13,6 +13,7 @@ from serving.errors import ConfigError, JoinTokenError
 from serving.join_token import JoinInvitation, read_join_token
 
 _MAX_TOKEN_BYTES = 64 * 1024
+_HOST_PORT = r"^.+:[1-9][0-9]{0,4}$"
 
 
 def _uuid_text(text: str) -> str:
@@ -22,8 +23,15 @@ def _uuid_text(text: str) -> str:
 class ListenerSettings(Settings):
     """The agent's own port; its certificate comes from the management server."""
 
-    address: str = Field(pattern=r"^.+:[1-9][0-9]{0,4}$")
-    """``host:port``, as the management server reaches it."""
+    address: Annotated[str, Field(pattern=_HOST_PORT)]
+    """``host:port`` to listen on."""
+    advertised: Annotated[str, Field(pattern=_HOST_PORT)] | None = None
+    """``host:port`` where the management server reaches the agent, if that is another one."""
+
+    @property
+    def reached_at(self) -> str:
+        """What the management server is told."""
+        return self.advertised or self.address
 
 
 class TrustAuthoritySettings(Settings):

@@ -56,7 +56,10 @@ class Joiner:
         content, key_pem = self._state.read(RECORD), self._state.read(KEY)
         if content is None or key_pem is None:
             return None
-        record = decode_join(content)
+        try:
+            record = decode_join(content)
+        except StateDamaged as exc:
+            raise StateDamaged(f"{RECORD}: {exc}; restore it, or remove it to join anew") from exc
         certificate = _certificate(record.certificate_pem)
         if certificate.public_key() != _load_key(key_pem).public_key():
             raise StateDamaged(f"{RECORD} and {KEY} do not belong together; remove both and join anew")

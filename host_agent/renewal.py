@@ -9,7 +9,7 @@ from dataclasses import dataclass
 RENEW_AFTER_SHARE = 0.8
 """Share of a token's life after which to attest again."""
 _FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 30.0
+_LONGEST_PAUSE_SECONDS = 10.0
 _MAX_DOUBLINGS = 10
 
 
@@ -41,7 +41,7 @@ def token_life(
 def pause_after_failures(failures: int, jitter: float) -> float:
     """Seconds to wait after the ``failures``-th failure in a row.
 
-    Doubles from 0.5 to 30 seconds; half of it is taken by chance, so that a fleet does not come back all at once.
+    Doubles from 0.5 to 10 seconds; half of it is taken by chance, so that a fleet does not come back all at once.
 
     Args:
         failures: At least 1.

@@ -147,7 +147,7 @@ class HostSite:
     def start_service(self, name: str) -> None:
         """Start one of attestation, keyprovider, management, and wait until it serves."""
         base = self.site / ("management" if name == "management" else f"trust-authority/{name}")
-        self._start(name, name, base / f"{name}.toml")
+        self.daemons[name] = self._start(name, name, base / f"{name}.toml")
         self.daemons[name].wait_ready()
 
     def start_services(self) -> None:
@@ -157,9 +157,13 @@ class HostSite:
 
     def start_agent(self, name: str) -> Daemon:
         """Start a host's agent and wait for its word."""
-        self._start(name, "host_agent", self.site / "hosts" / name / "agent.toml")
+        self.daemons[name] = self.spawn_agent(name)
         self.daemons[name].wait_ready()
         return self.daemons[name]
+
+    def spawn_agent(self, name: str) -> Daemon:
+        """Start a host's agent that may end at once; the caller ends it."""
+        return self._start(name, "host_agent", self.site / "hosts" / name / "agent.toml")
 
     def prepare_trust(self, recording: Recording) -> None:
         """What trust administrators decide before the first host comes."""
@@ -199,7 +203,7 @@ class HostSite:
 
     def wait_attested(self, name: str) -> host_pb2.GetHostStatusResponse:
         """Wait until a host is attested."""
-        return wait_for(lambda: status if (status := self.status(name)).attested else None)
+        return wait_for(lambda: status if (status := self.status(name)).attested else None, 60.0)
 
     def grant(self, name: str, vm_id: str) -> str:
         """Sign a placement grant as the management server."""
@@ -231,7 +235,7 @@ class HostSite:
             machine.power_off()
         _end_processes_below(self.directory)
 
-    def _start(self, name: str, module: str, config: Path) -> None:
+    def _start(self, name: str, module: str, config: Path) -> Daemon:
         log = self.directory / f"{name}.log"
         since = log.stat().st_size if log.exists() else 0
         with log.open("ab") as target:
@@ -242,7 +246,7 @@ class HostSite:
                 stderr=target,
                 start_new_session=True,
             )
-        self.daemons[name] = Daemon(process, log, since)
+        return Daemon(process, log, since)
 
 
 def free_addresses(count: int) -> list[str]:

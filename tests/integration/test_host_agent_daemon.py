@@ -19,7 +19,7 @@ from tests.host_site import PROVIDER, REFERENCE, HostSite, wait_for
 
 pytestmark = pytest.mark.xdist_group("host-agent-daemon")
 
-ADMITTED = ("enrols", "changed", "restarts", "makes", "refused", "loses", "strict")
+ADMITTED = ("enrols", "changed", "restarts", "makes", "refused", "loses", "strict", "wrong")
 GIB = 1 << 30
 
 
@@ -127,6 +127,24 @@ def test_restarted_agent_needs_no_token(site: HostSite) -> None:
     assert site.wait_attested("restarts").host_id == before.host_id
     modes = {path.name: path.stat().st_mode & 0o777 for path in (home / "state").iterdir()}
     assert set(modes.values()) == {0o600}
+
+
+def test_wrong_state_ends_the_start_with_one_line(site: HostSite) -> None:
+    """A second agent, and a damaged join identity, are told in one line; exit code 2, nothing damaged."""
+    _boot(site, "wrong")
+    running = site.daemons["wrong"]
+    second = site.spawn_agent("wrong")
+    assert second.process.wait(30) == 2
+    assert b"another host agent uses" in second.told()
+    assert running.end() == 0
+    record = site.site / "hosts/wrong/state/join.json"
+    record.write_bytes(b"{}")
+    damaged = site.spawn_agent("wrong")
+    assert damaged.process.wait(30) == 2
+    (line,) = [line for line in damaged.told().splitlines() if b'"error"' in line and b"cannot start" in line]
+    assert b"Traceback" not in damaged.told()
+    assert b"record is not of format 1" in line
+    assert record.read_bytes() == b"{}"
 
 
 def test_grant_decides_what_a_host_may_make(site: HostSite) -> None:

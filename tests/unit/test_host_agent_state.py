@@ -205,6 +205,14 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert (settings.enrolment_offer(), settings.join_invitation()) == (None, None)
 
 
+def test_agent_may_be_reached_elsewhere_than_it_listens(tmp_path: Path) -> None:
+    """Behind a forwarded port the management server is told the address that reaches the agent."""
+    plain = AgentSettings.load(_config(tmp_path)).listener
+    assert plain.reached_at == "127.0.0.1:7000"
+    listener = '{ address = "0.0.0.0:7000", advertised = "host-a.example:7100" }'
+    assert AgentSettings.load(_config(tmp_path, listener=listener)).listener.reached_at == "host-a.example:7100"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
