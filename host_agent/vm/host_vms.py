@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from host_agent.errors import BundleError, OperationInProgress, QemuError, VmDirectoryInUse, VmExists, VmNotFound
+from host_agent.errors import BundleError, OperationInProgress, VmDirectoryInUse, VmExists, VmNotFound
 from host_agent.vm.bundle import Bundle
-from host_agent.vm.creation import CREATING_SUFFIX, create_bundle, inspect_sources
+from host_agent.vm.creation import create_bundle, inspect_sources
 from host_agent.vm.durable import storage_errors, sync
 from host_agent.vm.image_directories import ImageDirectories
 from host_agent.vm.keys import KeySource
@@ -26,16 +26,13 @@ from host_agent.vm.model import Vm, VmSpec, is_vm_id, require_vm_id
 from host_agent.vm.power import end_vtpm, reap_ended, start_vm, stop_vm
 from host_agent.vm.qemu.accelerator import choose_accelerator
 from host_agent.vm.qemu.argv import Accelerator
-from host_agent.vm.qemu.qmp import QmpClient
 from host_agent.vm.qemu.tools import Firmware
+from host_agent.vm.recovery import DELETING_SUFFIX, find_running, monitor_status, sweep
 from host_agent.vm.run_directory import RunDirectory, RunRecord
 
-_DELETING_SUFFIX: Final = ".deleting"
 _LOCK_FILE: Final = ".lock"
-_ASK_SECONDS: Final = 2.0
 _HALTED: Final = frozenset({"paused", "io-error", "internal-error", "suspended", "guest-panicked", "watchdog"})
 """Run states in which QEMU holds the guest (QEMU ``qapi/run-state.json``)."""
-_NEVER_RAN: Final = "prelaunch"
 
 
 class _Entry:
@@ -98,7 +95,7 @@ class HostVms:
             self._lock_fd = _take_lock(self._vm_directory / _LOCK_FILE)
         try:
             with storage_errors(self._vm_directory):
-                self._sweep()
+                sweep(self._vm_directory, self._run_directory)
             self.adopt()
         except BaseException:
             self.close()
@@ -132,7 +129,7 @@ class HostVms:
             present = {path.name for path in self._vm_directory.iterdir() if is_vm_id(path.name)}
             for vm_id in sorted(present - set(self._entries)):
                 entry = self._read_entry(vm_id)
-                entry.record = self._find_running(vm_id)
+                entry.record = find_running(self._run(vm_id))
                 if entry.record:
                     entry.state = VmState.ON
                     adopted.append(vm_id)
@@ -280,7 +277,7 @@ class HostVms:
         with self._operation(vm_id) as entry:
             entry.pass_to(VmEvent.DELETE)
             path = self._vm_directory / vm_id
-            doomed = path.with_name(vm_id + _DELETING_SUFFIX)
+            doomed = path.with_name(vm_id + DELETING_SUFFIX)
             with storage_errors(self._vm_directory):
                 try:
                     path.rename(doomed)
@@ -338,20 +335,11 @@ class HostVms:
             entry.record = None
             entry.pass_to(VmEvent.DIED)
             return
-        status = self._status(entry.vm_id)
+        status = monitor_status(self._run(entry.vm_id))
         if status in _HALTED and entry.state is VmState.ON:
             entry.pass_to(VmEvent.PAUSED)
         elif status == "running" and entry.state is VmState.PAUSED:
             entry.pass_to(VmEvent.RESUMED)
-
-    def _status(self, vm_id: str) -> str:
-        """What QEMU says of itself; empty if it says nothing in time."""
-        try:
-            with QmpClient(self._run(vm_id).qmp_socket, timeout_seconds=_ASK_SECONDS) as monitor:
-                answer = monitor.execute("query-status")
-        except QemuError:
-            return ""
-        return str(answer.get("status", "")) if isinstance(answer, dict) else ""
 
     def _show(self, entry: _Entry) -> Vm:
         record = entry.record
@@ -365,34 +353,6 @@ class HostVms:
         except BundleError:
             return _Entry(vm_id, VmState.FAILED)
         return _Entry(vm_id, VmState.OFF, manifest.home_key.provider if manifest.home_key else "")
-
-    def _find_running(self, vm_id: str) -> RunRecord | None:
-        """The processes of a VM that runs; else what is left of it is cleared away (its console stays readable)."""
-        run = self._run(vm_id)
-        if not run.path.is_dir():
-            return None
-        record = run.read_record()
-        if record and record.qemu and record.qemu.running:
-            if self._status(vm_id) != _NEVER_RAN:
-                return record
-            record.qemu.kill()  # the agent died while starting it: the guest never ran
-        if record:
-            end_vtpm(record)
-        run.clean()
-        return None
-
-    def _sweep(self) -> None:
-        """Clear away bundles that were being made or deleted when the agent died, and run directories of no VM."""
-        for path in self._vm_directory.iterdir():
-            stem, dot, suffix = path.name.partition(".")
-            if is_vm_id(stem) and dot + suffix in (CREATING_SUFFIX, _DELETING_SUFFIX):
-                shutil.rmtree(path)
-        for path in self._run_directory.iterdir():
-            if not is_vm_id(path.name) or (self._vm_directory / path.name).exists():
-                continue
-            record = self._run(path.name).read_record()
-            if not (record and record.qemu and record.qemu.running):
-                self._run(path.name).remove()
 
 
 def _take_lock(path: Path) -> int:
