@@ -33,6 +33,8 @@ from serving.identity import Role
 from serving.server import RpcServer, ServerTls
 
 SETTLE_INTERVAL_SECONDS = 15.0
+LISTENER_WORKERS = 64
+"""Making a VM holds a thread for as long as its disks take; looking at another must not wait for that."""
 _log = structlog.get_logger(__name__)
 
 
@@ -79,6 +81,7 @@ def start(path: Path) -> Callable[[], None]:
             services=[management_service(ManagementServicer(service, roles))],
             statuses=STATUSES,
             table=authorization_table(vm_admin_ca),
+            workers=LISTENER_WORKERS,
         ),
         RpcServer(
             join.address,
