@@ -51,7 +51,6 @@ class AttestationLoop:
                 return pause_after_failures(self._failures, self._jitter())
             self._failures = 0
             self._told = ""
-            _log.info("attested", token_id=held.token_id, until=held.attested_until.isoformat())
         return max(0.0, held.renew_at - self._clock())
 
     def _run(self) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -32,6 +33,7 @@ from keyprovider.envelope import SealingKey
 
 Clock = Callable[[], float]
 """Seconds since boot, those of suspension included: CLOCK_BOOTTIME."""
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ class AttestationSession:
                 self._view = SessionView(self._kept(exc), exc.reason, str(exc))
                 raise
             self._view = SessionView(attested, "")
+            _log.info("attested", token_id=attested.token_id, until=attested.attested_until.isoformat())
             return attested
 
     def _kept(self, failure: NotAttested) -> AttestedHost | None:

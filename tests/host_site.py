@@ -144,16 +144,14 @@ class HostSite:
         """The site's directory."""
         return self.directory / "site"
 
-    def start_service(self, name: str) -> None:
-        """Start one of attestation, keyprovider, management, and wait until it serves."""
-        base = self.site / ("management" if name == "management" else f"trust-authority/{name}")
-        self.daemons[name] = self._start(name, name, base / f"{name}.toml")
-        self.daemons[name].wait_ready()
-
-    def start_services(self) -> None:
-        """Start all three."""
-        for name in ("attestation", "keyprovider", "management"):
-            self.start_service(name)
+    def start_services(self, *names: str) -> None:
+        """Start these of attestation, keyprovider, management (all by default), and wait until they serve."""
+        names = names or ("attestation", "keyprovider", "management")
+        for name in names:
+            base = self.site / ("management" if name == "management" else f"trust-authority/{name}")
+            self.daemons[name] = self._start(name, name, base / f"{name}.toml")
+        for name in names:
+            self.daemons[name].wait_ready()
 
     def start_agent(self, name: str) -> Daemon:
         """Start a host's agent and wait for its word."""
@@ -229,7 +227,9 @@ class HostSite:
 
     def close(self) -> None:
         """End every process, VMs included."""
-        for daemon in reversed(self.daemons.values()):
+        for daemon in self.daemons.values():
+            daemon.process.terminate()
+        for daemon in self.daemons.values():
             daemon.end()
         for machine in self.machines.values():
             machine.power_off()
