@@ -27,6 +27,7 @@ _CLIENT_ALERTS: Final = (
     "CERTIFICATE_REVOKED",
     "UNSUPPORTED_CERTIFICATE",
     "ACCESS_DENIED",
+    "DECRYPT_ERROR",
     "HANDSHAKE_FAILURE",
 )
 """Alerts by which servers refuse a client; TLS 1.2 knows no better one than the last for "no certificate"."""

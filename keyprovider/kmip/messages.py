@@ -90,15 +90,14 @@ class Failure:
 
     def error(self, key_id: str = "") -> KmipError:
         """The exception that says so, for the request about this key."""
-        name = f"{_reason_name(self.reason)}: {self.message}"
         if not self.processed:
             return KmipRefused(KmipRefusal.NOT_PROCESSED, self.message, key_id=key_id)
         if key_id and self.reason in _KEY_MISSING:
-            return KmipKeyMissing(name, key_id=key_id)
+            return KmipKeyMissing(self.message, key_id=key_id)
         if key_id and self.reason in _KEY_UNUSABLE:
-            return KmipKeyUnusable(_KEY_UNUSABLE[self.reason], name, key_id=key_id)
+            return KmipKeyUnusable(_KEY_UNUSABLE[self.reason], self.message, key_id=key_id)
         refusal = _REFUSALS.get(self.reason, KmipRefusal.OTHER)
-        return KmipRefused(refusal, name, code=self.reason, key_id=key_id)
+        return KmipRefused(refusal, f"{self.message} ({_reason_name(self.reason)})", code=self.reason, key_id=key_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,9 @@ VIRTUAL_MACHINE: Final = "Virtual Machine"
 HOST: Final = "Host"
 """What :class:`UseStamp` says of a host; "ESXi Server" for key servers that have rules on it."""
 
+_TRIED_ALONE: Final = (KmipRefusal.NOT_PROCESSED, KmipRefusal.BAD_REQUEST)
+"""A server stops a batch at its first failure, and one that cannot read one value refuses the whole of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class CreationStamp:
@@ -95,9 +98,8 @@ def _apply(
 ) -> tuple[tuple[str, ...], tuple[tuple[str, KmipError], ...]]:
     requests = [change(key_id, Attribute(name, value)) for name, value in attributes.items()]
     outcomes = _batch(client, requests) if requests else []
-    # A server stops at the first failure; what it did not come to is tried alone.
     for number, outcome in enumerate(outcomes):
-        if isinstance(outcome, KmipRefused) and outcome.reason is KmipRefusal.NOT_PROCESSED:
+        if len(requests) > 1 and isinstance(outcome, KmipRefused) and outcome.reason in _TRIED_ALONE:
             outcomes[number] = _batch(client, [requests[number]])[0]
     pairs = list(zip(attributes, outcomes, strict=True))
     done = tuple(name for name, outcome in pairs if outcome is None)
