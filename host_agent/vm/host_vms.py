@@ -129,7 +129,7 @@ class HostVms:
             present = {path.name for path in self._vm_directory.iterdir() if is_vm_id(path.name)}
             for vm_id in sorted(present - set(self._entries)):
                 entry = self._read_entry(vm_id)
-                entry.record = find_running(self._run(vm_id))
+                entry.record = find_running(self._run(vm_id), self._bundle(vm_id))
                 if entry.record:
                     entry.state = VmState.ON
                     adopted.append(vm_id)

@@ -3,14 +3,18 @@
 Nothing here needs a key. A VM that runs is never touched.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Final
 
 from host_agent.errors import QemuError
+from host_agent.vm.bundle import Bundle
 from host_agent.vm.creation import CREATING_SUFFIX
 from host_agent.vm.model import is_vm_id
 from host_agent.vm.power import end_vtpm
+from host_agent.vm.process_identity import ProcessIdentity
+from host_agent.vm.qemu.argv import console_log_option
 from host_agent.vm.qemu.qmp import QmpClient
 from host_agent.vm.run_directory import RunDirectory, RunRecord
 
@@ -39,7 +43,7 @@ def sweep(vm_directory: Path, run_directory: Path) -> None:
             run.remove()
 
 
-def find_running(run: RunDirectory) -> RunRecord | None:
+def find_running(run: RunDirectory, bundle: Bundle) -> RunRecord | None:
     """The processes of a VM that runs; else what is left of it is cleared away (its console stays readable).
 
     Raises:
@@ -48,14 +52,36 @@ def find_running(run: RunDirectory) -> RunRecord | None:
     if not run.path.is_dir():
         return None
     record = run.read_record()
-    if record and record.qemu and record.qemu.running:
+    if record is None or record.qemu is None:
+        record = _search(run, bundle)
+        if record.qemu:
+            run.write_record(record)
+    if record.qemu and record.qemu.running:
         if monitor_status(run) != _NEVER_RAN:
             return record
         record.qemu.kill()  # the agent died while starting it
-    if record:
-        end_vtpm(record)
+    end_vtpm(record)
     run.clean()
     return None
+
+
+def _search(run: RunDirectory, bundle: Bundle) -> RunRecord:
+    """Find a VM's processes by their arguments: the agent died before it wrote them down, or the record was lost."""
+    qemu = vtpm = None
+    # As ``vm.qemu.argv`` and ``swtpm.spawn`` write them. By directories, which one agent serves, not by the VM's id.
+    qemu_mark, vtpm_mark = console_log_option(run.console_log).encode(), f"dir={bundle.vtpm},".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if process.stat().st_uid != os.geteuid():
+                continue
+            arguments = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has just ended
+            continue
+        if any(argument.endswith(qemu_mark) for argument in arguments):
+            qemu = ProcessIdentity.of(int(process.name))
+        elif any(argument.startswith(vtpm_mark) for argument in arguments):
+            vtpm = ProcessIdentity.of(int(process.name))
+    return RunRecord(qemu, vtpm)
 
 
 def monitor_status(run: RunDirectory) -> str:

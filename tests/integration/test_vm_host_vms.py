@@ -463,6 +463,26 @@ place.open().create(place.spec({vm_id!r}), place.keys)
 
 
 @pytest.mark.boot
+@pytest.mark.parametrize("content", [None, b"", b'{"format": "garant-vm-run", "version": 9}'])
+def test_running_vm_is_found_without_its_record(place: Place, content: bytes | None) -> None:
+    """A VM whose run record was lost or damaged is adopted all the same, with its vTPM, and can be stopped."""
+    with place.open() as vms:
+        pid = vms.power_on(VM, place.keys).qemu_pid
+    run = RunDirectory(place.root / "run", VM)
+    record = run.read_record()
+    (run.path / "run.json").unlink()
+    if content is not None:
+        (run.path / "run.json").write_bytes(content)
+    with place.open() as vms:
+        assert (vms.get(VM).state, vms.get(VM).qemu_pid) == (VmState.ON, pid)
+        assert run.read_record() == record
+        vms.power_off(VM)
+    assert record
+    assert record.vtpm
+    assert not record.vtpm.running
+
+
+@pytest.mark.boot
 def test_agent_killed_before_the_guest_ran_leaves_no_process(place: Place) -> None:
     """QEMU that was started and never told to run is ended by the next agent, and the VM powers on."""
     vm_id = VM.replace("6", "7")
@@ -494,8 +514,9 @@ def test_agent_killed_before_the_guest_ran_leaves_no_process(place: Place) -> No
         vms.power_off(vm_id)
 
 
-def test_agent_killed_before_qemu_started_leaves_no_vtpm(place: Place) -> None:
-    """A vTPM whose QEMU was never started is ended by the next agent."""
+@pytest.mark.parametrize("recorded", [True, False])
+def test_agent_killed_before_qemu_started_leaves_no_vtpm(place: Place, recorded: bool) -> None:
+    """A vTPM whose QEMU was never started is ended by the next agent, even if it was not yet written down."""
     home = place.bundle().open(VM, place.keys)
     assert home.dek
     assert home.home.vtpm_key
@@ -507,7 +528,8 @@ def test_agent_killed_before_qemu_started_leaves_no_vtpm(place: Place) -> None:
         derive_key(dek, VTPM_LABEL) as key,
     ):
         vtpm = start_vtpm(place.bundle().vtpm, key=key.view(), log_path=run.vtpm_log)
-    run.write_record(RunRecord(None, ProcessIdentity(vtpm.pid, vtpm.start_time)))
+    if recorded:
+        run.write_record(RunRecord(None, ProcessIdentity(vtpm.pid, vtpm.start_time)))
     with place.open() as vms:
         assert vms.get(VM).state is VmState.OFF
         assert not vtpm.running

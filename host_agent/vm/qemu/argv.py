@@ -60,6 +60,11 @@ def secret_id(disk_name: str) -> str:
     return f"secret-{disk_name}"
 
 
+def console_log_option(path: Path) -> str:
+    """How the argument ends that names the console's log; a comma is written twice."""
+    return ",logfile=" + str(path).replace(",", ",,")
+
+
 def machine_arguments(plan: MachinePlan) -> list[str]:
     """The arguments after the program's name."""
     cpu = {Accelerator.KVM: "host", Accelerator.TCG: "max"}[plan.accelerator]
@@ -102,10 +107,12 @@ def _drive_arguments(disk: DiskPlan, node: str) -> list[str]:
 
 
 def _channel_arguments(plan: MachinePlan) -> list[str]:
-    log = str(plan.console_log).replace(",", ",,")
     arguments = ["-chardev", f"socket,id=monitor,fd={plan.qmp_fd},server=on,wait=off"]
     arguments += ["-mon", "chardev=monitor,mode=control"]
-    arguments += ["-chardev", f"socket,id=console,fd={plan.serial_fd},server=on,wait=off,logfile={log}"]
+    arguments += [
+        "-chardev",
+        f"socket,id=console,fd={plan.serial_fd},server=on,wait=off{console_log_option(plan.console_log)}",
+    ]
     arguments += ["-serial", "chardev:console"]
     if plan.vtpm_fd is not None:
         arguments += ["-chardev", f"socket,id=vtpm,fd={plan.vtpm_fd}"]
