@@ -32,6 +32,7 @@ from attestation.wire.ima_log import (
     ImaEntry,
     ImaMeasurement,
     ImaSignature,
+    ImaTemplate,
     iter_ima_log,
     measurement,
     parse_ima_signature,
@@ -291,8 +292,14 @@ def _judge_all(
     expected = f"{bank}:{aggregate.hex()}" if aggregate else "values of PCRs 0 to 9, to compute it from"
     if not prefix.count:
         return [ImaFailure(ImaReason.IMA_BOOT_AGGREGATE, expected, "no entry: the kernel measures nothing")]
-    failures = []
+    failures: list[ImaFailure] = []
+    template: ImaTemplate | None = None
+    known: Mapping[bytes, bytes] = {}
     for entry in entries:
+        if entry.template is not template:
+            template, known = entry.template, rules.known[entry.template]
+        if known.get(entry.data) == entry.template_hash and entry.number:
+            continue
         measured = measurement(entry)
         if entry.number == 0 or measured.name == BOOT_AGGREGATE:
             found = _judge_boot_aggregate(entry, measured, rules, bank, aggregate)
@@ -332,7 +339,7 @@ def _judge(entry: ImaEntry, measured: ImaMeasurement, rules: ImaRules) -> _Found
         return ImaReason.IMA_TEMPLATE_HASH, shown.hex(), entry.template_hash.hex()
     if measured.buffer is not None:
         return _judge_buffer(measured, measured.buffer, rules)
-    return _judge_file(measured, rules)
+    return _judge_file(entry, measured, rules)
 
 
 def _judge_buffer(measured: ImaMeasurement, buffer: bytes, rules: ImaRules) -> _Found | None:
@@ -348,23 +355,24 @@ def _judge_buffer(measured: ImaMeasurement, buffer: bytes, rules: ImaRules) -> _
     return ImaReason.IMA_BUFFER_NOT_ALLOWED, _shown(allowed) or "a buffer of the policy", digests_text([digest])
 
 
-def _judge_file(measured: ImaMeasurement, rules: ImaRules) -> _Found | None:
+def _judge_file(entry: ImaEntry, measured: ImaMeasurement, rules: ImaRules) -> _Found | None:
     digest = (measured.algorithm, measured.digest)
     allowed = rules.allowed.get(measured.name)
-    if allowed is not None and digest in allowed:
-        return None
-    seen = digests_text([digest])
     if allowed is not None:
-        return ImaReason.IMA_DIGEST_NOT_ALLOWED, _shown(allowed), seen
+        if digest not in allowed:
+            return ImaReason.IMA_DIGEST_NOT_ALLOWED, _shown(allowed), digests_text([digest])
+        rules.remember(entry)
+        return None
     if rules.excludes(measured.name):
         return None
     signature = _signature(measured)
     if signature is None or not rules.knows_signer(signature):
-        signer = f", signed by key {signature.key_id.hex()}" if signature else ""
-        return ImaReason.IMA_FILE_NOT_ALLOWED, "an allowed digest, or a signature by a key of the policy", seen + signer
+        seen = digests_text([digest]) + (f", signed by key {signature.key_id.hex()}" if signature else "")
+        return ImaReason.IMA_FILE_NOT_ALLOWED, "an allowed digest, or a signature by a key of the policy", seen
     if not rules.verifies(signature, measured):
-        key = signature.key_id.hex()
-        return ImaReason.IMA_BAD_SIGNATURE, f"a signature of key {key} over this digest", f"{seen}, signed otherwise"
+        expected = f"a signature of key {signature.key_id.hex()} over this digest"
+        return ImaReason.IMA_BAD_SIGNATURE, expected, f"{digests_text([digest])}, signed otherwise"
+    rules.remember(entry)
     return None
 
 

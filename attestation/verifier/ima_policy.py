@@ -9,9 +9,8 @@ Pure: no clock, randomness, I/O or logging.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from functools import lru_cache
 from typing import Annotated, Final
 
 from cryptography import x509
@@ -21,15 +20,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from attestation.wire.ima_log import MAX_FILE_NAME, ImaMeasurement, ImaSignature
+from attestation.wire.ima_log import MAX_FILE_NAME, ImaEntry, ImaMeasurement, ImaSignature, ImaTemplate
 
 MAX_ALLOWED: Final = 200_000
 MAX_PATTERNS: Final = 1000
 MAX_SIGNING_KEYS: Final = 32
 MAX_DIGESTS: Final = 64
 """Of one path: as many versions of a file may be around at once."""
-_VERIFIED_SIGNATURES: Final = 65_536
-"""Signatures remembered as verified: the same packages run on every host."""
+MAX_KNOWN: Final = 65_536
+"""Entries remembered as allowed, some 20 MB: the same packages run on every host."""
 _MIN_RSA_BITS: Final = 2048
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _SIGNED_HASHES: Final = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512()}
@@ -244,7 +243,11 @@ class ImaRules:
         self._keys: dict[bytes, tuple[SigningKey, ...]] = {}
         for key_id, key in map(load_signing_key, policy.signing_keys):
             self._keys[key_id] = (*self._keys.get(key_id, ()), key)
-        self._verify = lru_cache(maxsize=_VERIFIED_SIGNATURES)(self._verify_once)
+        self.known: Mapping[ImaTemplate, dict[bytes, bytes]] = {template: {} for template in ImaTemplate}
+        """Template data of files that were allowed for themselves (not for their path), and its SHA-1.
+
+        That a file is allowed depends on nothing else, so another host's entry, or a later one, needs no second look.
+        """
 
     def excludes(self, path: bytes) -> bool:
         """Whether the policy takes no notice of ``path``."""
@@ -258,14 +261,17 @@ class ImaRules:
         """Whether a key of the policy has the identifier that the signature names."""
         return signature.key_id in self._keys
 
+    def remember(self, entry: ImaEntry) -> None:
+        """Keep that the file of ``entry`` is allowed, up to ``MAX_KNOWN`` for each template."""
+        known = self.known[entry.template]
+        if len(known) < MAX_KNOWN:
+            known[entry.data] = entry.template_hash
+
     def verifies(self, signature: ImaSignature, measured: ImaMeasurement) -> bool:
         """Whether a key of the policy signed the file's digest."""
         if measured.algorithm != signature.hash_name or signature.hash_name not in _SIGNED_HASHES:
             return False
-        return self._verify(signature, measured.digest)
-
-    def _verify_once(self, signature: ImaSignature, digest: bytes) -> bool:
-        return any(_verifies(key, signature, digest) for key in self._keys.get(signature.key_id, ()))
+        return any(_verifies(key, signature, measured.digest) for key in self._keys.get(signature.key_id, ()))
 
 
 def _verifies(key: SigningKey, signature: ImaSignature, digest: bytes) -> bool:

@@ -33,7 +33,7 @@ from attestation.verifier.ima import (
     find_prefix,
 )
 from attestation.verifier.ima_policy import ImaPolicy, ImaRules, PathPattern, PcrExtension, load_signing_key
-from attestation.wire.ima_log import iter_ima_log
+from attestation.wire.ima_log import ImaTemplate, iter_ima_log
 
 VECTORS = Path(__file__).parents[3] / "shared" / "vectors" / "ovmf"
 BOOT = BootIdentity(7, 0)
@@ -256,6 +256,32 @@ def test_the_list_begins_with_the_boot_aggregate() -> None:
     measured.data, measured.pcr10 = b"", bytes(32)
     measured.file("/usr/bin/dash", DASH)
     assert reasons(appraise(measured, ALLOW_DASH)) == [(ImaReason.IMA_BOOT_AGGREGATE, 0, "/usr/bin/dash")]
+
+
+def test_what_is_remembered_as_allowed_is_still_held_against_every_rule() -> None:
+    """A file that was allowed before is refused as a first entry, as a violation, and with another SHA-1 beside it."""
+    judged_by = rules(allowed={"/usr/bin/dash": [sha(DASH)]})
+    assert appraise(List().file("/usr/bin/dash", DASH), judged_by).trusted
+    assert len(judged_by.known[ImaTemplate.IMA_SIG]) == 1
+    first = List()
+    first.data, first.pcr10 = b"", bytes(32)
+    first.file("/usr/bin/dash", DASH)
+    assert reasons(appraise(first, judged_by)) == [(ImaReason.IMA_BOOT_AGGREGATE, 0, "/usr/bin/dash")]
+    digest = hashlib.sha256(DASH).digest()
+    changed = List().add("/usr/bin/dash", digest, violation=True)
+    assert reasons(appraise(changed, judged_by)) == [(ImaReason.IMA_VIOLATION, 1, "/usr/bin/dash")]
+    shown = List().add("/usr/bin/dash", digest, shown=b"\1" * 20)
+    assert reasons(appraise(shown, judged_by)) == [(ImaReason.IMA_TEMPLATE_HASH, 1, "/usr/bin/dash")]
+    buffer = List().add("/usr/bin/dash", digest, b"", template="ima-buf")
+    assert reasons(appraise(buffer, judged_by)) == [(ImaReason.IMA_BUFFER_DIGEST, 1, "/usr/bin/dash")]
+    assert appraise(List().file("/usr/bin/dash", DASH), judged_by).trusted
+
+
+def test_only_what_is_allowed_for_itself_is_remembered() -> None:
+    """Refused files and excluded paths take no room: a host cannot fill the memory with names."""
+    judged_by = rules(excluded=["/home/**"])
+    appraise(List().file("/home/x").file("/root/x").buffer(".ima", b""), judged_by)
+    assert not any(judged_by.known.values())
 
 
 def test_a_violation_is_no_boot_aggregate() -> None:
