@@ -244,9 +244,9 @@ class AttestService:
             reason = appraisal.reason or RejectReason.MALFORMED_QUOTE
             raise EvidenceRejected(reason, "the evidence was not believed; trust administrators see why")
         if not stands:
-            raise EvidenceRejected(
-                RejectReason.BOOT_COUNTER_DECREASED, "the host's standing changed meanwhile; ask anew"
-            )
+            current = self._store.view(prepared.host.host_id, opened.cookie_id).host
+            require_admitted(None if current is None else current.state)
+            raise EvidenceRejected(RejectReason.BOOT_COUNTER_DECREASED, "a later boot attested meanwhile")
         # 6: token and certificate.
         return self._grant(prepared, appraisal, appraisal.boot, view.epoch, now)
 

@@ -1,6 +1,7 @@
 """Attestation over gRPC, with real software TPMs that booted real recordings: who gets a token, and who does not."""
 
 import datetime
+import secrets
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +16,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.attester.tpm import Tpm
 from attestation.binding import tls_thumbprint
-from attestation.model import HpkeKem
+from attestation.errors import EnrollmentReason, EnrollmentRejected
+from attestation.model import HostId, HpkeKem, LogKind
 from attestation.simulator.boot import Recording, play
 from attestation.token import VerifiedHeartbeat, VerifiedToken, verify_heartbeat, verify_token
+from attestation.verifier.attest import AttestService, Submission, TokenIssuer
+from attestation.verifier.cookie import CookieBox
+from attestation.verifier.model import AppraisalRecord, EvidenceRecord
+from attestation.verifier.store import SqlAttestationStore
 from garant.attestation.v1 import admin_pb2, admin_pb2_grpc, attestation_pb2
 from serving.client import call
+from serving.database import Database
 from serving.errors import RemoteError
 from serving.identity import Identity, Role, prove_caller
 from serving.jws import key_id
@@ -355,6 +362,43 @@ def test_a_copied_tpm_is_noticed(member: Host, tpm_dir: Path) -> None:
         member.tpm = stack.enter_context(Tpm.open(clone.tcti))
         play(Recording.load("good"), member.tpm.extend)
         assert "BOOT_COUNTER_DECREASED" in refusal(member.attest)[1]
+
+
+class BanningStore(SqlAttestationStore):
+    """A store where an administrator bans each host while it is being appraised."""
+
+    def conclude(
+        self,
+        host_id: HostId,
+        appraisal: AppraisalRecord,
+        evidence: EvidenceRecord,
+        *,
+        cookie_id: bytes,
+        expires_at: int,
+    ) -> bool:
+        """Ban first."""
+        self.ban_host(host_id, "meanwhile")
+        return super().conclude(host_id, appraisal, evidence, cookie_id=cookie_id, expires_at=expires_at)
+
+
+def test_a_ban_during_the_appraisal_wins(member: Host) -> None:
+    """No token is given on what was true a moment ago (T9)."""
+    site = member.service.site
+    database = Database(str(site.settings["database"]))
+    issuer = TokenIssuer(SITE, AUDIENCE, site.token_key, site.cas["host"], 300)
+    cookies = CookieBox((site.directory / "cookie.key").read_bytes())
+    service = AttestService(BanningStore(database), cookies, issuer, clock=now, randomness=secrets.token_bytes)
+    request = member.evidence(member.challenge())
+    evidence = EvidenceRecord(
+        request.quote,
+        request.signature,
+        tuple((value.index, value.digest) for value in request.pcr_values),
+        {LogKind.TCG: request.logs[0].content},
+    )
+    with pytest.raises(EnrollmentRejected) as caught:
+        service.attest(Submission(request.cookie, request.tls_public_key, request.hpke_public_key, evidence))
+    assert caught.value.reason is EnrollmentReason.HOST_BANNED
+    database.close()
 
 
 def test_the_public_port_serves_nothing_else(member: Host) -> None:

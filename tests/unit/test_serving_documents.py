@@ -8,11 +8,13 @@ from dataclasses import replace
 import jwt
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from serving.authority import CertificateAuthority, certificate_pem
-from serving.errors import JoinTokenError, JwsError
-from serving.identity import Identity, Role
+from serving.errors import IdentityError, JoinTokenError, JwsError
+from serving.identity import Identity, Role, prove_caller
 from serving.join_token import JoinInvitation, make_join_token, read_join_token, verify_join_token
 from serving.jws import key_id, sign, verify
 
@@ -72,6 +74,35 @@ def test_a_document_of_an_unknown_key_is_refused() -> None:
     text = jwt.api_jws.encode(b"{}", stranger, algorithm="ES256", headers=own)
     with pytest.raises(JwsError, match="signature"):
         verify(text, keys=KEYS, typ=TYPE)
+
+
+def test_a_document_that_is_too_long_is_refused() -> None:
+    """However well signed."""
+    with pytest.raises(JwsError, match="at most 65536"):
+        verify(sign({"a": "x" * 65_536}, key=KEY, typ=TYPE), keys=KEYS, typ=TYPE)
+
+
+def test_a_certificate_for_servers_proves_no_caller() -> None:
+    """Extended key usage is checked by us, not only by TLS."""
+    identity = x509.SubjectAlternativeName([x509.UniformResourceIdentifier("spiffe://test.example/trust-admin/alice")])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(CA.certificate.subject)
+        .issuer_name(CA.certificate.subject)
+        .public_key(KEY.public_key())
+        .serial_number(1)
+        .not_valid_before(NOW - HOUR)
+        .not_valid_after(NOW + HOUR)
+        .add_extension(identity, critical=False)
+    )
+    for usage, proven in ((ExtendedKeyUsageOID.CLIENT_AUTH, True), (ExtendedKeyUsageOID.SERVER_AUTH, False)):
+        extended = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        certificate = extended.sign(CA.key, hashes.SHA256())
+        if proven:
+            assert prove_caller(certificate, ISSUERS, NOW).identity.name == "alice"
+        else:
+            with pytest.raises(IdentityError, match="not for clients"):
+                prove_caller(certificate, ISSUERS, NOW)
 
 
 def test_another_algorithm_is_refused() -> None:
