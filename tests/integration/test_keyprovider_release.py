@@ -147,12 +147,12 @@ def test_without_a_record_there_is_no_key(stage: Stage) -> None:
     """When the log cannot be written the release fails, and goes on when it can again (B-4)."""
     database = Database(stage.site.database_url)
     with database.write() as connection:
-        connection.exec_driver_sql("ALTER TABLE keyprovider_releases RENAME TO elsewhere")
+        connection.exec_driver_sql("ALTER TABLE keyprovider_release_log RENAME TO elsewhere")
     with pytest.raises(RemoteError) as refused:
         stage.create()
     assert (refused.value.reason, refused.value.code) == ("STORE_UNAVAILABLE", grpc.StatusCode.UNAVAILABLE)
     with database.write() as connection:
-        connection.exec_driver_sql("ALTER TABLE elsewhere RENAME TO keyprovider_releases")
+        connection.exec_driver_sql("ALTER TABLE elsewhere RENAME TO keyprovider_release_log")
     database.close()
     assert stage.create()[0].release_index == 1
 

@@ -31,7 +31,7 @@ def choose_accelerator() -> Accelerator:
     return Accelerator.TCG
 
 
-def probe(accelerator: Accelerator, cpu: str) -> bool:
+def probe(accelerator: Accelerator, cpu: str, *, timeout_seconds: float = _PROBE_SECONDS) -> bool:
     """Run the probe firmware; True if it ran to its end in time."""
     with tempfile.NamedTemporaryFile(prefix="accelerator-probe-", suffix=".rom") as rom:
         content = bytearray(b"\xf4" * _ROM_SIZE)  # hlt
@@ -47,7 +47,7 @@ def probe(accelerator: Accelerator, cpu: str) -> bool:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                timeout=_PROBE_SECONDS,
+                timeout=timeout_seconds,
                 check=False,
                 env=environment(),
             )

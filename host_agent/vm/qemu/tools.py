@@ -3,6 +3,7 @@
 QEMU never guesses a format here: each call names it.
 """
 
+import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -17,8 +18,7 @@ QEMU: Final = "qemu-system-x86_64"
 QEMU_IMG: Final = "qemu-img"
 _PACKAGES: Final = {QEMU: "qemu-system-x86", QEMU_IMG: "qemu-utils"}
 _VERSION: Final = re.compile(r"version (\d+)\.(\d+)")
-_ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin", "LC_ALL": "C"}
-"""All that a child gets: whatever the agent's own environment holds is none of its business."""
+_DEFAULT_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 _LONGEST_MESSAGE: Final = 400
 
 
@@ -33,8 +33,8 @@ class Firmware:
 
 
 def environment() -> dict[str, str]:
-    """The environment of every child of the VM engine."""
-    return dict(_ENVIRONMENT)
+    """The environment of every child of the VM engine: whatever else the agent's own holds is none of its business."""
+    return {"PATH": os.environ.get("PATH", _DEFAULT_PATH), "LC_ALL": "C"}
 
 
 def check_versions(firmware: Firmware | None = None) -> None:
