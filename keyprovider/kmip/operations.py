@@ -111,14 +111,14 @@ class ServerInformation:
 class Query:
     """Which operations the server offers, and who made it."""
 
+    functions: tuple[QueryFunction, ...] = (QueryFunction.OPERATIONS, QueryFunction.SERVER_INFORMATION)
     key_id: str = ""
     operation: ClassVar[Operation] = Operation.QUERY
     repeatable: ClassVar[bool] = True
 
     def payload(self, version: ProtocolVersion) -> Items:  # noqa: ARG002
         """See :class:`Request`."""
-        asked = (QueryFunction.OPERATIONS, QueryFunction.SERVER_INFORMATION)
-        return tuple(enumeration(Tag.QUERY_FUNCTION, function) for function in asked)
+        return tuple(enumeration(Tag.QUERY_FUNCTION, function) for function in self.functions)
 
     def result(self, payload: Items, version: ProtocolVersion) -> ServerInformation:  # noqa: ARG002
         """See :class:`Request`."""
