@@ -12,7 +12,8 @@ The steps, in order:
 The first of 1 to 4 that fails ends the appraisal; 5 and 6 list what fails, up to ``MAX_FAILURES``. A state to continue
 from exists only where nothing failed: a file that was refused once is refused again.
 
-An entry's own SHA-1 is shown by the list and covered by nothing, so the extended digest is always computed anew.
+An entry's own SHA-1 is shown by the list and covered by nothing, so the extended digest is always computed anew. What a
+violation says, its path included, is covered by nothing either: only that there was one, for FF..FF was extended.
 Pure: no clock, randomness, I/O or logging.
 """
 
@@ -326,7 +327,14 @@ def _judge_boot_aggregate(
         return ImaReason.IMA_BOOT_AGGREGATE, "", f"{measured.algorithm}:{measured.digest.hex()}"
     if entry.number and not rules.policy.kexec_allowed:
         return ImaReason.IMA_KEXEC, "one boot aggregate", "another: this kernel was started by kexec"
-    return None
+    return _judge_template_hash(entry)
+
+
+def _judge_template_hash(entry: ImaEntry) -> _Found | None:
+    shown = HASHES["sha1"](entry.data).digest()
+    return (
+        None if shown == entry.template_hash else (ImaReason.IMA_TEMPLATE_HASH, shown.hex(), entry.template_hash.hex())
+    )
 
 
 def _judge(entry: ImaEntry, measured: ImaMeasurement, rules: ImaRules) -> _Found | None:
@@ -334,9 +342,9 @@ def _judge(entry: ImaEntry, measured: ImaMeasurement, rules: ImaRules) -> _Found
         if rules.allows_violation(measured.name):
             return None
         return ImaReason.IMA_VIOLATION, "a file that nobody writes while it is measured", "a violation"
-    shown = HASHES["sha1"](entry.data).digest()
-    if shown != entry.template_hash:
-        return ImaReason.IMA_TEMPLATE_HASH, shown.hex(), entry.template_hash.hex()
+    lie = _judge_template_hash(entry)
+    if lie is not None:
+        return lie
     if measured.buffer is not None:
         return _judge_buffer(measured, measured.buffer, rules)
     return _judge_file(entry, measured, rules)

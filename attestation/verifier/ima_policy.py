@@ -87,7 +87,10 @@ class ImaPolicy(BaseModel):
     violations_allowed: tuple[FilePattern, ...] = Field(
         default=(),
         max_length=MAX_PATTERNS,
-        description="Paths of files that may be written while they are measured, such as logs; patterns as above",
+        description=(
+            "Paths of files that may be written while they are measured, such as logs; patterns as above. PCR 10 does"
+            " not cover a violation's path: a host that lies can pass any violation off as one of these"
+        ),
     )
     buffers: dict[FileName, Digests] = Field(
         default={},

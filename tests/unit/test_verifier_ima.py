@@ -16,7 +16,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -422,6 +422,26 @@ def test_a_foreign_signature_allows_nothing() -> None:
     assert key_id(foreign).hex() in appraisal.failures[0].seen
 
 
+EVMCTL_KEY = """\
+-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE1lbydSLnDWwz81YD3iroSVP8bAmy
+BF5ppIsV0hsNYMxQVVX4vaXW39cSlLMkuGpBYojEsyInfw8Um+u6vZYtog==
+-----END PUBLIC KEY-----
+"""
+EVMCTL_SIGNATURE = bytes.fromhex(
+    "0302046aeeec47004630440220224c536af2ea70eb79a3c73dc5e134549ea0ad5b8160b70f510c42055d276d6b"
+    "02202f1b8e4b009afcf594ab95a2a119f462e4dc71ca92b075b53be1009e6a4e2932"
+)
+
+
+def test_a_signature_by_evmctl_is_believed() -> None:
+    """What ima-evm-utils 1.4 put beside a file holding "hello" verifies, under the key identifier it computed."""
+    measured = List().file("/opt/a", b"hello\n", EVMCTL_SIGNATURE)
+    assert appraise(measured, rules(signing_keys=[EVMCTL_KEY])).trusted
+    other = List().file("/opt/a", b"hello", EVMCTL_SIGNATURE)
+    assert reasons(appraise(other, rules(signing_keys=[EVMCTL_KEY]))) == [(ImaReason.IMA_BAD_SIGNATURE, 1, "/opt/a")]
+
+
 def test_a_certificates_own_identifier_counts() -> None:
     """The kernel finds keys of certificates by their subject key identifier."""
     key = signing_key("p256")
@@ -554,6 +574,39 @@ def test_each_prefix_is_found() -> None:
     for length, value in zip(count(1), values, strict=False):
         prefix = find_prefix(iter_ima_log(measured.data), value, bank=PcrBank.SHA256)
         assert prefix == ImaPrefix(length, value, 21 - length)
+
+
+HONEST = List().file("/usr/bin/dash", DASH).buffer(".ima", b"key")
+LENIENT = rules(excluded=["/**"], any_buffer=[".ima"], violations_allowed=["/**"])
+
+
+@settings(deadline=None)
+@given(st.integers(min_value=0, max_value=len(HONEST.data) * 8 - 1))
+def test_no_bit_of_a_proven_list_may_change(bit: int) -> None:
+    """Whichever bit a host flips, an answer comes, and under the most lenient policy it is no."""
+    flipped = bytearray(HONEST.data)
+    flipped[bit // 8] ^= 1 << bit % 8
+    assert appraise(HONEST, LENIENT).trusted
+    assert not appraise(HONEST, LENIENT, log=bytes(flipped)).trusted
+
+
+def test_a_violations_path_is_the_hosts_word() -> None:
+    """A limit, told in the policy's description: the kernel extends FF..FF, whichever file it was."""
+    measured = List().add("/usr/bin/sudo", b"", violation=True)
+    judged_by = rules(violations_allowed=["/var/log/*"])
+    assert not appraise(measured, judged_by).trusted
+    renamed = List().add("/var/log/sudo", b"", violation=True)
+    assert renamed.pcr10 == measured.pcr10
+    assert "not cover a violation's path" in str(ImaPolicy.model_fields["violations_allowed"].description)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200), st.integers(min_value=0, max_value=2**64))
+def test_any_list_gives_an_answer(data: bytes, first_entry: int) -> None:
+    """Whatever a host sends, an appraisal comes back."""
+    state = appraise(HONEST, LENIENT).state
+    appraisal = appraise(HONEST, rules(), log=data, first_entry=first_entry, previous=state)
+    assert not appraisal.trusted
 
 
 def real(boot: str, bank: str = "sha256") -> tuple[bytes, dict[int, bytes]]:
