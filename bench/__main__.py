@@ -14,7 +14,7 @@ from rich.table import Table
 
 from bench.figures import Figure, machine
 
-PARTS = ("appraisal", "attest", "release", "vtpm", "disk")
+PARTS = ("appraisal", "attest", "release", "vtpm", "disk", "kmip")
 RESULTS = Path(__file__).parent / "results.json"
 
 
