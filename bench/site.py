@@ -80,7 +80,7 @@ def running_site() -> Iterator[BenchSite]:
         session = AttestationSession(
             enroller=enroller,
             tpm=tpm,
-            logs=LogFiles(settings.log_paths()),
+            logs=LogFiles(settings.log_paths(), settings.command_line),
             connect=GrpcTrustAuthority,
             clock=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
         )

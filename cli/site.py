@@ -31,6 +31,7 @@ JOIN_TOKEN_LIFETIME = datetime.timedelta(days=1)
 CLUSTER = "default"
 AUDIENCE = "garant-key-provider"
 KERNEL_EVENT_LOG = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
+KERNEL_COMMAND_LINE = Path("/proc/cmdline")
 IMAGES = Path("/var/lib/garant/images")
 TRUST_ADMIN = "trust-admin"
 VM_ADMIN = "vm-admin"
@@ -44,6 +45,8 @@ class HostPlan:
     agent_address: str
     tcti: str
     event_log: Path
+    command_line: Path = KERNEL_COMMAND_LINE
+    """Where the kernel shows its command line."""
     image_directories: tuple[Path, ...] = ()
     """Where disk images and kernels that VM administrators name may lie on the host."""
     admitted: bool = True
@@ -268,6 +271,7 @@ name = "{host.name}"
 hardware_uuid = "{uuid.uuid4()}"
 tcti = "{host.tcti}"
 event_log = "{host.event_log}"
+command_line = "{host.command_line}"
 state_directory = "state"
 vm_directory = "vms"
 run_directory = "run"
@@ -372,7 +376,13 @@ def init_command(
     """
     public, admin, keyprovider, management, join = (f"{address}:{base_port + offset}" for offset in range(5))
     hosts = tuple(
-        HostPlan(host_name, f"{host_address or address}:{base_port + 10 + number}", tcti, event_log, (images,))
+        HostPlan(
+            host_name,
+            f"{host_address or address}:{base_port + 10 + number}",
+            tcti,
+            event_log,
+            image_directories=(images,),
+        )
         for number, (host_name, _, host_address) in enumerate(entry.partition("=") for entry in host or ())
     )
     plan = SitePlan(name, public, admin, keyprovider, management, join, provider=provider, hosts=hosts)

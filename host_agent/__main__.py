@@ -79,9 +79,8 @@ def _run(settings: AgentSettings, stack: contextlib.ExitStack) -> None:
         offer=settings.enrolment_offer,
         address=None if settings.trust_authority is None else settings.trust_authority.address,
     )
-    session = AttestationSession(
-        enroller=enroller, tpm=tpm, logs=LogFiles(settings.log_paths()), connect=GrpcTrustAuthority, clock=_boot_clock
-    )
+    logs = LogFiles(settings.log_paths(), settings.command_line)
+    session = AttestationSession(enroller=enroller, tpm=tpm, logs=logs, connect=GrpcTrustAuthority, clock=_boot_clock)
     agent = HostAgent(settings.name, vms=vms, enroller=enroller, session=session, release=release, cache=cache)
     sweep = KeySweep(agent)
     sweep.start()

@@ -174,6 +174,7 @@ class AttestationSession:
             signature=quote.signature,
             pcr_values=quote.pcr_values,
             logs=logs,
+            command_line=self._logs.command_line(),
         )
 
     def _accept(self, granted: Granted, host_id: HostId, sealing_key: SealingKey, asked_at: float) -> AttestedHost:

@@ -146,6 +146,7 @@ class GrpcTrustAuthority:
                 attestation_pb.MeasurementLog(kind=_LOG_KINDS[kind], content=content)
                 for kind, content in evidence.logs.items()
             ],
+            command_line=evidence.command_line,
         )
         answer = self._call(self._attestation.Attest, request)
         return Granted(

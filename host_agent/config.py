@@ -58,6 +58,8 @@ class AgentSettings(Settings):
     """The firmware's log: ``/sys/kernel/security/tpm0/binary_bios_measurements``."""
     ima_log: FilePath | None = None
     """The kernel's: ``/sys/kernel/security/ima/binary_runtime_measurements``."""
+    command_line: FilePath = Path("/proc/cmdline")
+    """Where the kernel shows its command line, which refusals then show to trust administrators."""
     state_directory: FilePath
     """Mode 0700: enrolment, pinned provider list, join identity."""
     vm_directory: FilePath

@@ -118,6 +118,8 @@ class Evidence:
     signature: bytes
     pcr_values: tuple[tuple[int, bytes], ...]
     logs: Mapping[LogKind, bytes] = field(repr=False)
+    command_line: str
+    """Of the kernel, for administrators to read in a refusal; empty where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

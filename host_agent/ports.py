@@ -52,6 +52,9 @@ class MeasurementLogs(Protocol):
             EventLogUnreadable: A configured log cannot be read.
         """
 
+    def command_line(self) -> str:
+        """The kernel's command line, for people to read; empty where it is not known."""
+
 
 class TrustAuthorityClient(Protocol):
     """The attestation service. Every method may raise ``PeerUnreachable`` and ``PeerRefused``."""

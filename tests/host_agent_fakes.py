@@ -229,6 +229,10 @@ class FakeLogs:
         """See the port."""
         return {kind: b"log" for kind in kinds if kind is LogKind.TCG}
 
+    def command_line(self) -> str:
+        """What the host says it was booted with."""
+        return "quiet"
+
 
 @dataclass
 class FakeRelease:

@@ -30,6 +30,8 @@ class Recording:
     """As ``/sys/kernel/security/tpm0/binary_bios_measurements`` gave it."""
     pcrs: Mapping[int, bytes]
     """SHA-256 bank after the boot, by index: PCRs 0 to 23 without IMA's."""
+    command_line: str
+    """What the kernel was booted with."""
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -51,7 +53,8 @@ class Recording:
         lines = (line.split() for line in (directory / "pcrs-sha256.txt").read_text().splitlines())
         pcrs = {int(index): bytes.fromhex(value) for index, value in lines}
         del pcrs[IMA_PCR]
-        return cls(log=(directory / "binary_bios_measurements").read_bytes(), pcrs=pcrs)
+        command_line = (directory / "command-line.txt").read_text().rstrip("\n")
+        return cls((directory / "binary_bios_measurements").read_bytes(), pcrs, command_line)
 
 
 def play(recording: Recording, extend: Extend) -> None:

@@ -153,19 +153,25 @@ class Administration:
             raise NotFound("no policy is in force: no host is trusted until there is one")
         return record
 
-    def put_reference(self, name: str, event_log: bytes) -> ReferenceSummary:
+    def put_reference(self, name: str, event_log: bytes, *, command_line: str = "") -> ReferenceSummary:
         """Add a reference boot; with an empty log, bring a withdrawn one back.
+
+        Args:
+            name: 1 to 64 letters, digits, dots, dashes, underscores.
+            event_log: TCG log of a boot to trust.
+            command_line: Kernel command line of that boot, to be shown; empty where nobody names it.
 
         Raises:
             MalformedRequest: The name is not one.
-            PolicyRejected: The policy could never trust such a boot, or the log does not cover its PCRs.
+            PolicyRejected: The policy could never trust such a boot, the log does not cover its PCRs, or it
+                does not measure the command line.
             NotFound: The log is empty, and there is no reference of that name.
             Conflict: No policy is in force yet, or there is one of that name with another log.
         """
         _check_name("a reference", name)
         if not event_log:
             return self._summary(self._store.set_reference_active(name, active=True))
-        record = ReferenceRecord(name, event_log, active=True)
+        record = ReferenceRecord(name, event_log, active=True, command_line=command_line)
         policy = self._store.policy()
         if policy is None:
             raise Conflict("put a policy first: it says which PCRs a reference must cover")

@@ -85,6 +85,8 @@ class Submission:
     """SubjectPublicKeyInfo, DER."""
     hpke_public_key: bytes
     evidence: EvidenceRecord
+    untrusted_command_line: str = ""
+    """What the host says that its kernel command line is: for people, where its digest was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +274,7 @@ class AttestService:
             signature=submission.evidence.signature,
             pcr_values=dict(submission.evidence.pcr_values),
             logs=logs,
+            untrusted_command_line=submission.untrusted_command_line,
         )
         binding = QuoteBinding(
             nonce=challenge.nonce,

@@ -113,6 +113,8 @@ class ReferenceRecord:
     name: str
     event_log: bytes
     active: bool
+    command_line: str = ""
+    """Kernel command line of the boot, which the log measures; empty where nobody named it."""
 
 
 @dataclass(frozen=True, slots=True)

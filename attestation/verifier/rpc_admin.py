@@ -111,7 +111,9 @@ class _Admin(rpc.AttestationAdminServiceServicer):
 
     def PutReference(self, request: pb.PutReferenceRequest, context: grpc.ServicerContext) -> pb.PutReferenceResponse:
         """Add a reference, or bring it back."""
-        reference = self._administration.put_reference(request.name, request.event_log)
+        reference = self._administration.put_reference(
+            request.name, request.event_log, command_line=request.command_line
+        )
         _changed("reference put", reference=reference.name, events=reference.event_count)
         return pb.PutReferenceResponse(reference=_reference(reference))
 

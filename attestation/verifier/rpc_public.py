@@ -28,6 +28,7 @@ from serving.authority import certificate_pem
 from serving.server import Service
 
 MAX_SMALL_BYTES = 1024
+MAX_COMMAND_LINE_BYTES = 4096
 """Of a public area, a quote or a signature."""
 MAX_CERTIFICATE_BYTES = 8 * 1024
 MAX_TLS_KEY_BYTES = 1024
@@ -127,6 +128,7 @@ class _Attestation(rpc.AttestationServiceServicer):
                 tls_public_key=request.tls_public_key,
                 hpke_public_key=request.hpke_public_key,
                 evidence=_evidence(request),
+                untrusted_command_line=request.command_line,
             )
         )
         return pb.AttestResponse(
@@ -142,6 +144,7 @@ def _evidence(request: pb.AttestRequest) -> EvidenceRecord:
     _require_at_most("signature", request.signature, MAX_SMALL_BYTES)
     _require_at_most("tls_public_key", request.tls_public_key, MAX_TLS_KEY_BYTES)
     _require_at_most("hpke_public_key", request.hpke_public_key, MAX_HPKE_KEY_BYTES)
+    _require_at_most("command_line", request.command_line.encode(), MAX_COMMAND_LINE_BYTES)
     indices = [value.index for value in request.pcr_values]
     if indices != sorted(set(indices)) or any(index >= _PCRS for index in indices):
         _malformed(f"PCR values are in ascending order, each once, below {_PCRS}")

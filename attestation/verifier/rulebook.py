@@ -77,4 +77,11 @@ def read_reference(record: ReferenceRecord, policy: AppraisalPolicy) -> Referenc
     Raises:
         PolicyRejected: The log does not cover what the policy demands, or breaks its rules.
     """
-    return ReferenceBoot.from_log(record.name, record.event_log, policy.bank, policy.pcrs, quirks=policy.quirks)
+    return ReferenceBoot.from_log(
+        record.name,
+        record.event_log,
+        policy.bank,
+        policy.pcrs,
+        command_line=record.command_line,
+        quirks=policy.quirks,
+    )

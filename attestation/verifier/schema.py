@@ -87,6 +87,7 @@ references = sa.Table(
     sa.Column("name", _Id, primary_key=True),
     sa.Column("event_log", _Bytes, nullable=False),
     sa.Column("active", sa.Boolean, nullable=False),
+    sa.Column("command_line", sa.Text, nullable=False),
 )
 
 appraisals = sa.Table(

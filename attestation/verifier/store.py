@@ -6,6 +6,7 @@ Decisions are the pure core's; here they are made and recorded under one lock.
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
@@ -292,13 +293,12 @@ class SqlAttestationStore:
                 sa.select(table.c.event_log).where(table.c.name == reference.name).with_for_update()
             )
             if stored is None:
-                values = {"name": reference.name, "event_log": reference.event_log, "active": reference.active}
-                connection.execute(table.insert().values(**values))
+                connection.execute(table.insert().values(**asdict(reference)))
             elif stored != reference.event_log:
                 raise Conflict(f"there is a reference named {reference.name} with another event log")
             else:
                 changed = table.update().where(table.c.name == reference.name)
-                connection.execute(changed.values(active=reference.active))
+                connection.execute(changed.values(active=reference.active, command_line=reference.command_line))
 
     def set_reference_active(self, name: str, *, active: bool) -> ReferenceRecord:
         """See ``ports.AdministrationStore``."""
@@ -387,4 +387,4 @@ def _host_values(host: HostRecord, candidate: Candidate) -> dict[str, Any]:
 
 
 def _reference(row: Any) -> ReferenceRecord:
-    return ReferenceRecord(row.name, row.event_log, row.active)
+    return ReferenceRecord(row.name, row.event_log, row.active, row.command_line)

@@ -63,6 +63,7 @@ def _interrupt(_number: int, _frame: object) -> NoReturn:
 def _run(console: Console, directory: Path, disk: Path | None, base_port: int, keep_running: bool) -> int:
     # Heavy imports come after the argument checks of the command line.
     from cli.demo.parts import load_parts
+    from host_agent.vm.disk import inspect_image
 
     check_machine()
     with claim_directory(directory):
@@ -71,7 +72,7 @@ def _run(console: Console, directory: Path, disk: Path | None, base_port: int, k
         ledger = Ledger(console)
         with console.status("preparing the disk image and the guest"):
             parts = load_parts(directory, disk)
-        check_space(directory, parts.image.size_bytes)
+        check_space(directory, inspect_image(parts.image.path).copy_size)
         story = parts.story(directory, ports, ledger)
         try:
             story.tell()

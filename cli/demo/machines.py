@@ -69,6 +69,11 @@ class Machine:
         """The log that firmware left."""
         return self.directory / "event-log"
 
+    @property
+    def command_line(self) -> Path:
+        """What its kernel was booted with, as ``/proc/cmdline`` shows it."""
+        return self.directory / "cmdline"
+
     def build(self, vendor: TpmVendor) -> None:
         """Manufacture the TPM and put it in."""
         self.directory.mkdir(parents=True)
@@ -84,6 +89,7 @@ class Machine:
         with Tpm.open(self.tcti) as tpm:
             play(recording, tpm.extend)
         self.event_log.write_bytes(recording.log)
+        self.command_line.write_text(f"{recording.command_line}\n")
 
 
 def end_processes_under(directory: Path) -> int:

@@ -155,9 +155,14 @@ class Story:
         failed = [check for check in appraisal.checks if not check.passed]
         _require(not appraisal.trusted and bool(failed), "host b is trusted")
         _require(not self.world.host("b").attested, "host b says it holds a token")
-        first = failed[0]
-        _require(all((first.event, first.expected, first.seen)), f"the refusal does not explain itself: {first}")
-        return f"{appraisal.reason}: {first.event}; expected {first.expected}; seen {first.seen}"
+        for told in failed:
+            _require(all((told.event, told.expected, told.seen)), f"the refusal does not explain itself: {told}")
+        # The image differs too, since the command line lies in it; what people want to read is the command line.
+        telling = next((check for check in failed if self.changed.command_line in check.seen), None)
+        if telling is None:
+            raise ClaimFailed(f"no event shows the command line that host b was booted with: {failed[0]}")
+        _require(self.good.command_line in telling.expected, f"expected another command line: {telling.expected}")
+        return f"{appraisal.reason}: {telling.event}; expected {telling.expected}; seen {telling.seen}"
 
     def _c_is_refused(self) -> str:
         answer = self.world.attest("c")

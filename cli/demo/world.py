@@ -54,7 +54,7 @@ class World:
             machine.build(vendor)
         public, admin, keyprovider, management, join, *agents = (f"127.0.0.1:{port}" for port in ports)
         hosts = tuple(
-            HostPlan(name, address, machine.tcti, machine.event_log, images, admitted=name != "c")
+            HostPlan(name, address, machine.tcti, machine.event_log, machine.command_line, images, admitted=name != "c")
             for (name, machine), address in zip(machines.items(), agents, strict=True)
         )
         plan = SitePlan(SITE, public, admin, keyprovider, management, join, provider=PROVIDER, hosts=hosts)
@@ -104,8 +104,10 @@ class World:
 
     def put_reference(self, recording: Recording | None = None) -> None:
         """Trust the recorded boot, or bring it back after it was withdrawn."""
-        log = recording.log if recording is not None else b""
-        request = admin_pb2.PutReferenceRequest(name=GOOD_BOOT, event_log=log)
+        request = admin_pb2.PutReferenceRequest(name=GOOD_BOOT)
+        if recording is not None:
+            request.event_log = recording.log
+            request.command_line = recording.command_line
         call(self.clients.attestation.PutReference, request)
 
     def withdraw_reference(self) -> None:

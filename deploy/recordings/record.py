@@ -81,6 +81,7 @@ def main() -> int:
             target.mkdir(parents=True, exist_ok=True)
             (target / "binary_bios_measurements").write_bytes(log)
             (target / "pcrs-sha256.txt").write_text(pcrs)
+            (target / "command-line.txt").write_text(f"{COMMAND_LINES[name]}\n")
             print(f"recorded {name}: {len(log)} bytes, sha256 {hashlib.sha256(log).hexdigest()[:16]}…")
     for line in tool_versions(kernel.version):
         print(line)

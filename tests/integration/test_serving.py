@@ -273,7 +273,7 @@ def test_an_identity_is_one_uri(site: Site) -> None:
         (CLIENT,),
         (uris(URI),),
         (uris(URI, URI), CLIENT),
-        (uris(f"spiffe://{SITE}/root/alice"), CLIENT),
+        (uris(f"spiffe://{SITE}/superuser/alice"), CLIENT),
         (uris(f"https://{SITE}/trust-admin/alice"), CLIENT),
         (uris(f"{URI}/more"), CLIENT),
         (uris(f"{URI}?x"), CLIENT),

@@ -615,19 +615,25 @@ class PutReferenceRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     EVENT_LOG_FIELD_NUMBER: _builtins.int
+    COMMAND_LINE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique name: letters, digits, dot, dash, underscore; 1 to 64."""
     event_log: _builtins.bytes
     """TCG event log of a boot to trust; empty to bring back a withdrawn reference of that name."""
+    command_line: _builtins.str
+    """Kernel command line of that boot, at most 4 KiB, so that refusals can show it; refused if the log does not measure
+    it. Empty: refusals show digests.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         event_log: _builtins.bytes = ...,
+        command_line: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_log", b"event_log", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_line", b"command_line", "event_log", b"event_log", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -461,6 +461,7 @@ class AttestRequest(_message.Message):
     SIGNATURE_FIELD_NUMBER: _builtins.int
     PCR_VALUES_FIELD_NUMBER: _builtins.int
     LOGS_FIELD_NUMBER: _builtins.int
+    COMMAND_LINE_FIELD_NUMBER: _builtins.int
     cookie: _builtins.bytes
     """As received with the challenge."""
     tls_public_key: _builtins.bytes
@@ -471,6 +472,10 @@ class AttestRequest(_message.Message):
     """TPMS_ATTEST as signed, at most 1 KiB."""
     signature: _builtins.bytes
     """TPMT_SIGNATURE, at most 1 KiB."""
+    command_line: _builtins.str
+    """What the host says that its kernel command line is, at most 4 KiB. Logs hold only its digest: the text is shown to
+    administrators where that digest was measured, and decides nothing.
+    """
     @_builtins.property
     def pcr_values(self) -> _containers.RepeatedCompositeFieldContainer[Global___PcrValue]:
         """Values of the demanded PCRs, ascending."""
@@ -489,10 +494,11 @@ class AttestRequest(_message.Message):
         signature: _builtins.bytes = ...,
         pcr_values: _abc.Iterable[Global___PcrValue] | None = ...,
         logs: _abc.Iterable[Global___MeasurementLog] | None = ...,
+        command_line: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cookie", b"cookie", "hpke_public_key", b"hpke_public_key", "logs", b"logs", "pcr_values", b"pcr_values", "quote", b"quote", "signature", b"signature", "tls_public_key", b"tls_public_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_line", b"command_line", "cookie", b"cookie", "hpke_public_key", b"hpke_public_key", "logs", b"logs", "pcr_values", b"pcr_values", "quote", b"quote", "signature", b"signature", "tls_public_key", b"tls_public_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
