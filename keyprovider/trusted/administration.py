@@ -1,9 +1,13 @@
-"""What trust administrators do: make providers, register principals, read the release log."""
+"""What trust administrators do: make providers and set their policies, rotate primary keys, register principals.
+
+And what they and other witnesses read of the release log.
+"""
 
 from collections.abc import Mapping
 
-from keyprovider.errors import Conflict, InvalidArgument
+from keyprovider.errors import Conflict, InvalidArgument, NotFound
 from keyprovider.trusted.directory import Directory, load_principal_key
+from keyprovider.trusted.errors import LogUnsigned
 from keyprovider.trusted.model import BackendKind, LoggedRelease, Principal, Provider, ProviderPolicy, check_name
 from keyprovider.trusted.ports import PrimaryKeyBackend, ProviderStore, ReleaseStore
 from serving.jws import key_id
@@ -50,6 +54,53 @@ class Administration:
         self._directory.snapshot(fresh=True)
         return provider
 
+    def update_policy(self, name: str, policy: ProviderPolicy) -> None:
+        """Replace a provider's policy; every process over the same database goes by it within a second.
+
+        Raises:
+            NotFound: There is no such provider.
+            StoreError: Unreachable.
+        """
+        self._providers.set_policy(name, policy)
+        self._directory.snapshot(fresh=True)
+
+    def policy(self, name: str) -> ProviderPolicy:
+        """A provider's policy.
+
+        Raises:
+            NotFound: There is no such provider.
+            StoreError: Unreachable.
+        """
+        return self._find(name).policy
+
+    def rotate_primary_key(self, name: str, seen_version: int) -> Provider:
+        """Make the next version of a primary key and wrap new keys by it; what older versions wrapped still opens.
+
+        Args:
+            name: Of the provider.
+            seen_version: The version that is to be replaced, so that a repeated request does not rotate twice.
+
+        Raises:
+            NotFound: There is no such provider.
+            Conflict: ``seen_version`` is not the one that new keys are wrapped by.
+            BackendError: The key could not be made; nothing was changed.
+            StoreError: Unreachable. The key may have been made; it is used once this is asked again.
+        """
+        provider = self._find(name)
+        if provider.primary_version != seen_version:
+            raise Conflict(f"provider {name!r} is at version {provider.primary_version}, not at {seen_version}")
+        # First the key: a version that is announced must be there for every process.
+        self._backends[provider.backend].add_version(name, seen_version + 1)
+        rotated = self._providers.set_primary_version(name, seen=seen_version, version=seen_version + 1)
+        self._directory.snapshot(fresh=True)
+        return rotated
+
+    def _find(self, name: str) -> Provider:
+        for provider in self._providers.providers():
+            if provider.name == name:
+                return provider
+        raise NotFound(f"there is no trusted key provider {name!r}")
+
     def list_providers(self) -> list[Provider]:
         """All providers by name.
 
@@ -84,3 +135,26 @@ class Administration:
         if start_index >= 1 << 63:
             return []
         return self._releases.read(start_index, page_size or DEFAULT_PAGE_SIZE)
+
+    def tree_head(self) -> str:
+        """The newest head of the release log, signed.
+
+        Raises:
+            LogUnsigned: No log key is configured.
+            StoreError: Unreachable.
+        """
+        head = self._releases.signed_head(self._releases.size())
+        if not head:
+            raise LogUnsigned("this service has no log key: configure one")
+        return head
+
+    def consistency_proof(self, old_size: int, new_size: int) -> list[bytes]:
+        """Proof that the log of ``new_size`` entries begins with that of ``old_size``.
+
+        Raises:
+            InvalidArgument: The sizes are in the wrong order, or the log is shorter.
+            StoreError: Unreachable.
+        """
+        if not old_size <= new_size <= (size := self._releases.size()):
+            raise InvalidArgument(f"the log has {size} entries; no proof leads from {old_size} to {new_size}")
+        return self._releases.consistency_proof(old_size, new_size)

@@ -1,15 +1,22 @@
 """The key provider service's configuration file (TOML; paths relative to the file's directory)."""
 
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
+import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 from pydantic import Field
 
+from keyprovider.trusted.ports import HeadSigner
+from keyprovider.trusted.tree_head import TreeHead, sign_tree_head
 from serving.config import FilePath, ListenerSettings, Settings
 from serving.errors import ConfigError
 from serving.jws import key_id
+
+_log = structlog.get_logger("keyprovider")
 
 
 class AttestationSettings(Settings):
@@ -51,11 +58,45 @@ class KeyProviderSettings(Settings):
     """File of the software backend."""
     storage_key: FilePath
     """32 random bytes, mode 0600, that the file of primary keys is encrypted under."""
+    log_key: FilePath | None = None
+    """P-256 private key (PEM, mode 0600) that signs the heads of the release log; all services over one database have
+    the same. Without it the log is kept, but no host gets anything to witness it by."""
     workers: int = Field(default=32, ge=1, le=1024)
     """Threads that serve calls; each release waits in one for its record."""
     listener: ListenerSettings
     attestation: AttestationSettings
     release: ReleaseSettings = ReleaseSettings()
+
+
+def load_head_signer(path: Path | None, clock: Callable[[], int]) -> HeadSigner | None:
+    """Read the log key; none where none is configured, which is said in the log.
+
+    Args:
+        path: As configured.
+        clock: Gives seconds since the epoch.
+
+    Returns:
+        What signs tree heads.
+
+    Raises:
+        ConfigError: The file cannot be read, is readable by others, or holds no P-256 private key in PEM.
+    """
+    if path is None:
+        _log.warning("the release log is not signed: hosts cannot witness it; configure a log_key")
+        return None
+    try:
+        mode, content = stat.S_IMODE(path.stat().st_mode), path.read_bytes()
+        key = load_pem_private_key(content, password=None)
+    except OSError as exc:
+        raise ConfigError(f"cannot read {path}: {exc.strerror}") from exc
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        raise ConfigError(f"{path} holds no private key in PEM") from exc
+    if mode & 0o077:
+        raise ConfigError(f"the log key {path} has mode {mode:04o}; expected 0600 (chmod 600)")
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ConfigError(f"{path} holds no P-256 private key")
+    signing_key = key
+    return lambda size, root: sign_tree_head(TreeHead(size, root, clock()), signing_key)
 
 
 def load_token_keys(paths: list[Path]) -> dict[str, ec.EllipticCurvePublicKey]:

@@ -1,11 +1,10 @@
-"""The release log's entries: canonical JSON, hashed as the leaves of a Merkle tree (RFC 6962, 2.1).
+"""The release log's entries: canonical JSON, each a leaf of a Merkle tree (``trusted.merkle``).
 
 An entry is one JSON object, keys sorted, no spaces, UTF-8; bytes in lower-case hexadecimal. It does not hold its own
 index: its place in the log is what the tree proves.
 Pure: no clock, randomness, I/O or logging.
 """
 
-import hashlib
 import json
 from typing import Any
 
@@ -70,8 +69,3 @@ def decode_entry(entry: bytes) -> ReleaseRecord:
     if encode_entry(record) != entry:
         raise StoreError("an entry of the release log is not in canonical form")
     return record
-
-
-def leaf_hash(entry: bytes) -> bytes:
-    """SHA-256(0x00 ‖ entry), 32 bytes."""
-    return hashlib.sha256(b"\x00" + entry).digest()

@@ -13,6 +13,7 @@ MAX_WRAPPED_KEY_SIZE: Final = 512
 """Bytes of a wrapped key as it lies beside a VM."""
 
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
+_CLUSTER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _COMPONENT: Final = re.compile(r"home|vtpm|disk/[a-z0-9-]{1,32}")
 
 
@@ -51,6 +52,20 @@ class ProviderPolicy:
     """Admitted hosts; none: every host of an admitted cluster."""
     kems: frozenset[HpkeKem] = field(default_factory=lambda: frozenset(HpkeKem))
     """Mechanisms that keys may be sealed with."""
+    minimum_policy_version: int = 0
+    """Policy of the attestation service that a host must at least have been appraised under."""
+
+    def __post_init__(self) -> None:
+        """Refuse malformed names and versions.
+
+        Raises:
+            InvalidArgument: A cluster's name, or the version, in this order.
+        """
+        for cluster in self.clusters or ():
+            if not _CLUSTER.fullmatch(cluster):
+                raise InvalidArgument("a cluster's name has 1 to 64 letters, digits, dots, dashes, underscores")
+        if not 0 <= self.minimum_policy_version < 1 << 63:
+            raise InvalidArgument("a policy version is a number from 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +162,23 @@ class LoggedRelease:
     record: ReleaseRecord
     leaf_hash: bytes
     """SHA-256(0x00 ‖ entry), as RFC 6962, 2.1 hashes leaves."""
+    entry: bytes
+    """Canonical bytes of the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogReceipt:
+    """What a release answer says about the release log."""
+
+    index: int
+    """Place of the release."""
+    tree_head: str = ""
+    """Signed head of a tree that holds the release; empty where the log has no key."""
+    entry: bytes = b""
+    """Canonical bytes of the record; empty, as the proofs are, unless the host said which head it holds."""
+    inclusion_proof: tuple[bytes, ...] = ()
+    consistency_proof: tuple[bytes, ...] = ()
+    """From the head that the host holds."""
 
 
 def check_name(what: str, name: str) -> None:

@@ -1,12 +1,15 @@
 """What the trusted key provider needs of the outside, as interfaces; one contract suite for all adapters of each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from attestation.token import VerifiedHeartbeat
 from keyprovider.envelope import WrapContext
 from keyprovider.keymaterial import SecretKey
-from keyprovider.trusted.model import LoggedRelease, Principal, Provider, ReleaseRecord
+from keyprovider.trusted.model import LoggedRelease, Principal, Provider, ProviderPolicy, ReleaseRecord
+
+HeadSigner = Callable[[int, bytes], str]
+"""Signs the head of a tree: its size and its root."""
 
 
 class ReleaseStore(Protocol):
@@ -36,6 +39,34 @@ class ReleaseStore(Protocol):
             StoreError: Unreachable.
         """
 
+    def root(self, size: int) -> bytes:
+        """Hash of the tree over the first ``size`` entries, 32 bytes.
+
+        Raises:
+            StoreError: Unreachable, or there are fewer entries.
+        """
+
+    def inclusion_proof(self, index: int, size: int) -> list[bytes]:
+        """Proof that entry ``index`` is in the tree over the first ``size`` entries (``merkle.plan_inclusion``).
+
+        Raises:
+            StoreError: Unreachable, or there are fewer entries.
+        """
+
+    def consistency_proof(self, old_size: int, new_size: int) -> list[bytes]:
+        """Proof that the tree over ``old_size`` entries begins that over ``new_size`` (``merkle.plan_consistency``).
+
+        Raises:
+            StoreError: Unreachable, or there are fewer entries.
+        """
+
+    def signed_head(self, size: int) -> str:
+        """Head of the tree over the first ``size`` entries, signed now; empty where the log has no key.
+
+        Raises:
+            StoreError: Unreachable, or there are fewer entries.
+        """
+
 
 class ProviderStore(Protocol):
     """Providers and principals. Names are unique; nothing here is secret."""
@@ -52,6 +83,23 @@ class ProviderStore(Protocol):
         """All providers by name; empty where there are none.
 
         Raises:
+            StoreError: Unreachable.
+        """
+
+    def set_policy(self, name: str, policy: ProviderPolicy) -> Provider:
+        """Replace a provider's policy; gives the provider as it is then.
+
+        Raises:
+            NotFound: There is none of that name.
+            StoreError: Unreachable.
+        """
+
+    def set_primary_version(self, name: str, *, seen: int, version: int) -> Provider:
+        """Wrap new keys by another version of the primary key from now on, if it is ``seen`` that they are wrapped by.
+
+        Raises:
+            NotFound: There is no provider of that name.
+            Conflict: It is at another version than ``seen``; nothing was changed.
             StoreError: Unreachable.
         """
 
@@ -82,6 +130,13 @@ class PrimaryKeyBackend(Protocol):
 
         Raises:
             BackendError: It cannot.
+        """
+
+    def add_version(self, provider: str, version: int) -> None:
+        """Make that version of a provider's primary key where there is none; older ones stay.
+
+        Raises:
+            BackendError: It cannot, or the version before it is missing.
         """
 
     def wrap(self, provider: str, version: int, key: SecretKey, context: WrapContext) -> bytes:

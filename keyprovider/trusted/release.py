@@ -22,6 +22,7 @@ The rules, in the order they are checked; each has a reason of its own (``keypro
 14. admits the host's cluster,
 15. and this host.
 16. Keys may be sealed with the host's mechanism.
+17. The token's policy is not older than the least that the provider accepts.
 
 Pure: everything is passed in. No clock, randomness, I/O or logging.
 """
@@ -174,6 +175,13 @@ def _check_provider(request: KeyRequest, token: VerifiedToken, provider: Provide
         _refuse(
             ReleaseReason.KEM_NOT_ALLOWED,
             f"provider {provider.name} seals with {allowed}; the host's key is for {token.hpke_kem.name}",
+        )
+    # 17
+    if token.policy_version < policy.minimum_policy_version:
+        _refuse(
+            ReleaseReason.POLICY_TOO_OLD,
+            f"the host was appraised under policy {token.policy_version}; provider {provider.name} demands"
+            f" {policy.minimum_policy_version}; attest again",
         )
     return provider
 

@@ -7,7 +7,6 @@ from typing import Final
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from attestation.binding import tls_thumbprint
 from attestation.errors import TokenRejected
@@ -25,7 +24,19 @@ from keyprovider.errors import (
     StoreError,
 )
 from keyprovider.trusted.administration import Administration
-from keyprovider.trusted.model import BackendKind, KeyRequest, LoggedRelease, Operation, Peer, Provider
+from keyprovider.trusted.errors import LogShortened, LogUnsigned
+from keyprovider.trusted.model import KeyRequest, Operation, Peer
+from keyprovider.trusted.rpc_messages import (
+    known_tree_size,
+    policy_message,
+    provider_message,
+    read_backend,
+    read_policy,
+    read_rewrap,
+    read_unwrap,
+    receipt_message,
+    release_message,
+)
 from keyprovider.trusted.service import Authority, KeyReleaseService
 from serving.authorization import current_caller
 from serving.identity import Role
@@ -35,13 +46,22 @@ from serving.status import Refusal, StatusRow
 _RELEASE: Final = "garant.keyprovider.v1.KeyReleaseService"
 _ADMIN: Final = "garant.keyprovider.v1.KeyProviderAdminService"
 
+_WITNESSES: Final = frozenset({Role.TRUST_ADMIN, Role.MANAGEMENT_SERVER, Role.ATTESTED_HOST})
+"""Whoever keeps heads of the release log: they tell its size, and nothing of what is in it."""
+
 METHODS: Final = {
     f"/{_RELEASE}/CreateKey": frozenset({Role.ATTESTED_HOST}),
     f"/{_RELEASE}/UnwrapKey": frozenset({Role.ATTESTED_HOST}),
+    f"/{_RELEASE}/RewrapKeys": frozenset({Role.ATTESTED_HOST}),
     f"/{_ADMIN}/CreateProvider": frozenset({Role.TRUST_ADMIN}),
     f"/{_ADMIN}/ListProviders": frozenset({Role.TRUST_ADMIN, Role.MANAGEMENT_SERVER}),
     f"/{_ADMIN}/RegisterPrincipal": frozenset({Role.TRUST_ADMIN}),
+    f"/{_ADMIN}/UpdateProviderPolicy": frozenset({Role.TRUST_ADMIN}),
+    f"/{_ADMIN}/GetProviderPolicy": frozenset({Role.TRUST_ADMIN}),
+    f"/{_ADMIN}/RotatePrimaryKey": frozenset({Role.TRUST_ADMIN}),
     f"/{_ADMIN}/ListReleases": frozenset({Role.TRUST_ADMIN}),
+    f"/{_ADMIN}/GetTreeHead": _WITNESSES,
+    f"/{_ADMIN}/GetConsistencyProof": _WITNESSES,
 }
 """Who may call what. A management server's role is proven by an issuer of its own, where one is configured."""
 
@@ -63,12 +83,11 @@ STATUSES: Final[list[StatusRow]] = [
     (NotFound, lambda exc: Refusal(grpc.StatusCode.NOT_FOUND, "NOT_FOUND", str(exc))),
     (Conflict, lambda exc: Refusal(grpc.StatusCode.ALREADY_EXISTS, "CONFLICT", str(exc))),
     (BackendError, lambda exc: Refusal(grpc.StatusCode.UNAVAILABLE, "BACKEND_UNAVAILABLE", str(exc))),
+    (LogUnsigned, lambda exc: Refusal(grpc.StatusCode.FAILED_PRECONDITION, "LOG_UNSIGNED", str(exc))),
+    (LogShortened, lambda exc: Refusal(grpc.StatusCode.FAILED_PRECONDITION, "LOG_SHORTENED", str(exc))),
     (StoreError, lambda exc: Refusal(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", str(exc))),
 ]
 """How each error is told."""
-
-_BACKENDS: Final = {pb.BACKEND_SOFTWARE: BackendKind.SOFTWARE}
-_BACKEND_VALUES: Final = {kind: value for value, kind in _BACKENDS.items()}
 
 
 class ReleaseServicer(pb_grpc.KeyReleaseServiceServicer):
@@ -81,26 +100,28 @@ class ReleaseServicer(pb_grpc.KeyReleaseServiceServicer):
     def CreateKey(self, request: pb.CreateKeyRequest, context: grpc.ServicerContext) -> pb.CreateKeyResponse:
         """See the proto."""
         wanted = KeyRequest(Operation.CREATE, request.provider, request.vm_id, request.component.name)
-        released = self._service.release(_peer(), _authority(request.authority), wanted)
+        known = known_tree_size(request)
+        released = self._service.release(_peer(), _authority(request.authority), wanted, known)
         return pb.CreateKeyResponse(
             key_reference=released.key_reference,
             wrapped_key=released.wrapped_key,
             sealed_key=released.sealed_key,
-            release_index=released.release_index,
+            release_index=released.receipt.index,
+            log=receipt_message(released.receipt),
         )
 
     def UnwrapKey(self, request: pb.UnwrapKeyRequest, context: grpc.ServicerContext) -> pb.UnwrapKeyResponse:
         """See the proto."""
-        wanted = KeyRequest(
-            Operation.UNWRAP,
-            request.provider,
-            request.vm_id,
-            request.component.name,
-            request.key_reference,
-            request.wrapped_key,
+        known = known_tree_size(request)
+        released = self._service.release(_peer(), _authority(request.authority), read_unwrap(request), known)
+        return pb.UnwrapKeyResponse(
+            sealed_key=released.sealed_key, release_index=released.receipt.index, log=receipt_message(released.receipt)
         )
-        released = self._service.release(_peer(), _authority(request.authority), wanted)
-        return pb.UnwrapKeyResponse(sealed_key=released.sealed_key, release_index=released.release_index)
+
+    def RewrapKeys(self, request: pb.RewrapKeysRequest, context: grpc.ServicerContext) -> pb.RewrapKeysResponse:
+        """See the proto."""
+        rewrapped = self._service.rewrap(_peer(), _authority(request.authority), read_rewrap(request))
+        return pb.RewrapKeysResponse(wrapped_keys=rewrapped)
 
 
 class AdminServicer(pb_grpc.KeyProviderAdminServiceServicer):
@@ -114,18 +135,40 @@ class AdminServicer(pb_grpc.KeyProviderAdminServiceServicer):
         self, request: pb.CreateProviderRequest, context: grpc.ServicerContext
     ) -> pb.CreateProviderResponse:
         """See the proto."""
-        backend = _BACKENDS.get(request.backend)
-        if backend is None:
-            raise InvalidArgument("name the backend that shall hold the primary key")
-        return pb.CreateProviderResponse(
-            provider=_provider(self._administration.create_provider(request.name, backend))
-        )
+        backend = read_backend(request.backend)
+        policy = read_policy(request.policy) if request.HasField("policy") else None
+        provider = self._administration.create_provider(request.name, backend, policy)
+        return pb.CreateProviderResponse(provider=provider_message(provider))
+
+    def UpdateProviderPolicy(
+        self, request: pb.UpdateProviderPolicyRequest, context: grpc.ServicerContext
+    ) -> pb.UpdateProviderPolicyResponse:
+        """See the proto."""
+        if not request.HasField("policy"):
+            raise InvalidArgument("a policy is replaced as a whole; give the new one")
+        policy = read_policy(request.policy)
+        self._administration.update_policy(request.name, policy)
+        return pb.UpdateProviderPolicyResponse(policy=policy_message(policy))
+
+    def GetProviderPolicy(
+        self, request: pb.GetProviderPolicyRequest, context: grpc.ServicerContext
+    ) -> pb.GetProviderPolicyResponse:
+        """See the proto."""
+        return pb.GetProviderPolicyResponse(policy=policy_message(self._administration.policy(request.name)))
+
+    def RotatePrimaryKey(
+        self, request: pb.RotatePrimaryKeyRequest, context: grpc.ServicerContext
+    ) -> pb.RotatePrimaryKeyResponse:
+        """See the proto."""
+        provider = self._administration.rotate_primary_key(request.name, request.from_version)
+        return pb.RotatePrimaryKeyResponse(provider=provider_message(provider))
 
     def ListProviders(
         self, request: pb.ListProvidersRequest, context: grpc.ServicerContext
     ) -> pb.ListProvidersResponse:
         """See the proto."""
-        return pb.ListProvidersResponse(providers=[_provider(each) for each in self._administration.list_providers()])
+        providers = self._administration.list_providers()
+        return pb.ListProvidersResponse(providers=[provider_message(each) for each in providers])
 
     def RegisterPrincipal(
         self, request: pb.RegisterPrincipalRequest, context: grpc.ServicerContext
@@ -137,7 +180,18 @@ class AdminServicer(pb_grpc.KeyProviderAdminServiceServicer):
     def ListReleases(self, request: pb.ListReleasesRequest, context: grpc.ServicerContext) -> pb.ListReleasesResponse:
         """See the proto."""
         entries = self._administration.list_releases(request.start_index, request.page_size)
-        return pb.ListReleasesResponse(releases=[_release(entry) for entry in entries])
+        return pb.ListReleasesResponse(releases=[release_message(entry) for entry in entries])
+
+    def GetTreeHead(self, request: pb.GetTreeHeadRequest, context: grpc.ServicerContext) -> pb.GetTreeHeadResponse:
+        """See the proto."""
+        return pb.GetTreeHeadResponse(tree_head=self._administration.tree_head())
+
+    def GetConsistencyProof(
+        self, request: pb.GetConsistencyProofRequest, context: grpc.ServicerContext
+    ) -> pb.GetConsistencyProofResponse:
+        """See the proto."""
+        proof = self._administration.consistency_proof(request.old_size, request.new_size)
+        return pb.GetConsistencyProofResponse(proof=proof)
 
 
 def services(release: KeyReleaseService, administration: Administration) -> list[Service]:
@@ -168,28 +222,3 @@ def _thumbprint(certificate: x509.Certificate) -> bytes:
 
 def _authority(message: pb.Authority) -> Authority:
     return Authority(message.token, message.grant)
-
-
-def _provider(provider: Provider) -> pb.Provider:
-    return pb.Provider(
-        name=provider.name, backend=_BACKEND_VALUES[provider.backend], primary_version=provider.primary_version
-    )
-
-
-def _release(entry: LoggedRelease) -> pb.Release:
-    record = entry.record
-    return pb.Release(
-        index=entry.index,
-        released_at=Timestamp(seconds=record.released_at),
-        operation=record.operation.value,
-        host_id=record.host_id.text,
-        vm_id=record.vm_id,
-        component=record.component,
-        provider=record.provider,
-        key_reference=record.key_reference,
-        token_id=record.token_id,
-        grant_id=record.grant_id,
-        policy_version=record.policy_version,
-        reset_count=record.boot.reset_count,
-        restart_count=record.boot.restart_count,
-    )

@@ -1,22 +1,36 @@
 """Key release: verify, decide, unwrap, record, seal, in this order.
 
-The decision itself is ``trusted.release``. A key leaves only sealed, and only after its record is durable.
+The decision itself is ``trusted.release``. A key leaves only sealed, and only after its record is durable. Rewrapping
+(a newer version of the primary key) takes the same decision; there no key leaves at all.
 """
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from keyprovider.envelope import WrapContext, release_info, release_request_hash, seal_key
+from keyprovider.errors import InvalidArgument
 from keyprovider.keymaterial import SecretKey
 from keyprovider.trusted.directory import Directory
-from keyprovider.trusted.model import BackendKind, KeyRequest, Operation, Peer, Provider, ReleaseRecord
+from keyprovider.trusted.model import (
+    BackendKind,
+    KeyRequest,
+    LogReceipt,
+    Operation,
+    Peer,
+    Provider,
+    ReleaseRecord,
+)
 from keyprovider.trusted.ports import HeartbeatSource, PrimaryKeyBackend
 from keyprovider.trusted.release import Approved, ReleaseRules, decide
 from keyprovider.trusted.release_writer import ReleaseWriter
 from keyprovider.trusted.verification import GrantVerifier, TokenVerifier
 from keyprovider.trusted.wrapped_key import join_version, split_version
+
+MAX_REWRAPPED: Final = 64
+"""Keys in one request: a VM has one for each component."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +50,7 @@ class ReleasedKey:
     """As it is kept beside the VM."""
     sealed_key: bytes
     """HPKE, for the host's attested key."""
-    release_index: int
+    receipt: LogReceipt
 
 
 class KeyReleaseService:
@@ -63,8 +77,17 @@ class KeyReleaseService:
         self._rules = rules
         self._clock = clock
 
-    def release(self, peer: Peer, authority: Authority, request: KeyRequest) -> ReleasedKey:
+    def release(
+        self, peer: Peer, authority: Authority, request: KeyRequest, known_tree_size: int | None = None
+    ) -> ReleasedKey:
         """Make or unwrap a key, record it, seal it.
+
+        Args:
+            peer: Whom TLS proved.
+            authority: By whose word.
+            request: What is asked for.
+            known_tree_size: Size of the release log's head that the host holds, 0 for none; not given by hosts that
+                do not witness the log, who get no proofs.
 
         Raises:
             TokenRejected: The token is not believed.
@@ -72,6 +95,7 @@ class KeyReleaseService:
             ReleaseRefused: A rule of ``trusted.release`` fails.
             EnvelopeError: The wrapped key does not open.
             BackendError: What holds the primary key does not answer.
+            LogShortened: The host has seen more of the release log than there is; no key is given.
             StoreError: The release could not be recorded; no key is given.
         """
         approved = self._approve(peer, authority, request)
@@ -88,8 +112,41 @@ class KeyReleaseService:
             key = backend.unwrap(provider.name, version, blob, context)
             wrapped = request.wrapped_key
         with key:
-            index = self._writer.write(_record(approved, reference))
-            return ReleasedKey(reference, wrapped, _seal(approved, authority, reference, key), index)
+            receipt = self._writer.write(_record(approved, reference), known_tree_size)
+            return ReleasedKey(reference, wrapped, _seal(approved, authority, reference, key), receipt)
+
+    def rewrap(self, peer: Peer, authority: Authority, requests: Sequence[KeyRequest]) -> list[bytes]:
+        """Wrap keys of one VM by the newest version of the primary key; no key is given out, and nothing is recorded.
+
+        It takes the authority that unwrapping them takes: whoever could do it with less would save a copied key from
+        the end of the old version. A key that is wrapped by the newest version comes back as it came.
+
+        Returns:
+            The keys, wrapped, in the order of ``requests``; all or none.
+
+        Raises:
+            InvalidArgument: None or too many, in one request.
+            TokenRejected: The token is not believed.
+            GrantRejected: The grant is not believed.
+            ReleaseRefused: A rule of ``trusted.release`` fails.
+            EnvelopeError: A wrapped key does not open.
+            BackendError: What holds the primary keys does not answer.
+        """
+        if not 0 < len(requests) <= MAX_REWRAPPED:
+            raise InvalidArgument(f"1 to {MAX_REWRAPPED} keys are rewrapped at a time, not {len(requests)}")
+        return [self._rewrap(self._approve(peer, authority, request)) for request in requests]
+
+    def _rewrap(self, approved: Approved) -> bytes:
+        request, provider = approved.request, approved.provider
+        context = WrapContext(provider.name, request.key_reference, request.vm_id, request.component)
+        backend = self._backends[provider.backend]
+        version, blob = split_version(request.wrapped_key)
+        with backend.unwrap(provider.name, version, blob, context) as key:
+            # A version that is newer than ours was made by another process a moment ago.
+            if version >= provider.primary_version:
+                return request.wrapped_key
+            newest = provider.primary_version
+            return join_version(newest, backend.wrap(provider.name, newest, key, context))
 
     def _approve(self, peer: Peer, authority: Authority, request: KeyRequest) -> Approved:
         now = self._clock()

@@ -1,88 +1,66 @@
-"""Stores on SQL: providers, principals and the release log (SQLite in WAL mode, PostgreSQL).
+"""The release log on SQL (SQLite in WAL mode, PostgreSQL), and the tree over it.
 
 Several service processes may share one database. An append takes the log's single ``release_head`` row for itself
 (the whole database on SQLite, that row on PostgreSQL) and counts it up in the same transaction: so indexes have no gap,
-an append that fails leaves none, and what is durable is exactly what was answered or nobody was told about.
+an append that fails leaves none, and what is durable is exactly what was answered or nobody was told about. The
+hashes of the tree are stored with the entries that complete them, in that transaction, too.
 
-Serves the ports ``ReleaseStore`` and ``ProviderStore``.
+A complete subtree never changes, so each process keeps the hashes it has seen; whether they are of this very log is
+checked at every append by its last entry.
+
+Serves the port ``ReleaseStore``.
 """
 
-import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from attestation.model import HostId, HpkeKem
-from keyprovider.errors import Conflict, InvalidArgument, StoreError
-from keyprovider.trusted.log import decode_entry, encode_entry, leaf_hash
-from keyprovider.trusted.model import BackendKind, LoggedRelease, Principal, Provider, ProviderPolicy, ReleaseRecord
+from keyprovider.errors import StoreError
+from keyprovider.trusted.log import decode_entry, encode_entry
+from keyprovider.trusted.merkle import (
+    HASH_SIZE,
+    Frontier,
+    Node,
+    Plan,
+    cover,
+    fold,
+    leaf_hash,
+    plan_consistency,
+    plan_inclusion,
+    prove,
+)
+from keyprovider.trusted.model import LoggedRelease, ReleaseRecord
+from keyprovider.trusted.ports import HeadSigner
+from keyprovider.trusted.provider_store import SqlProviderStore
+from keyprovider.trusted.schema import open_schema, release_head, release_log
 from serving import errors as serving_errors
-from serving.database import Database, create_schema
+from serving.database import Database
 
-SCHEMA_VERSION = 1
-_metadata = sa.MetaData()
-
-_providers = sa.Table(
-    "keyprovider_providers",
-    _metadata,
-    sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("backend", sa.String(32), nullable=False),
-    sa.Column("primary_version", sa.Integer, nullable=False),
-    sa.Column("policy", sa.Text, nullable=False),
-)
-_principals = sa.Table(
-    "keyprovider_principals",
-    _metadata,
-    sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("key_id", sa.String(64), nullable=False, unique=True),
-    sa.Column("public_key", sa.LargeBinary, nullable=False),
-)
-_releases = sa.Table(
-    "keyprovider_releases",
-    _metadata,
-    sa.Column("log_index", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("entry", sa.LargeBinary, nullable=False),
-    sa.Column("leaf_hash", sa.LargeBinary(32), nullable=False),
-)
-_head = sa.Table(
-    "keyprovider_release_head",
-    _metadata,
-    sa.Column("id", sa.Integer, sa.CheckConstraint("id = 1"), primary_key=True, autoincrement=False),
-    sa.Column("size", sa.BigInteger, nullable=False),
-)
-
-
-def open_schema(database: Database) -> None:
-    """Make the tables where they are missing; refuse a database that would lose what it acknowledged.
-
-    Raises:
-        StoreError: Not usable, of a newer schema, or PostgreSQL with ``synchronous_commit`` off.
-    """
-    try:
-        create_schema(database, _metadata, component="keyprovider", version=SCHEMA_VERSION)
-        with database.write() as connection:
-            if not database.is_sqlite:
-                connection.execute(sa.text("LOCK TABLE keyprovider_release_head IN EXCLUSIVE MODE"))
-            if connection.scalar(sa.select(_head.c.size)) is None:
-                connection.execute(_head.insert().values(id=1, size=0))
-            if not database.is_sqlite and connection.scalar(sa.text("SHOW synchronous_commit")) == "off":
-                raise StoreError("PostgreSQL runs with synchronous_commit off: release records would not be durable")
-    except serving_errors.StoreError as exc:
-        raise StoreError(str(exc)) from exc
+_KEPT_NODES: Final = 65_536
+"""Hashes kept in memory; a tree of a billion entries has 30 on the way to each."""
 
 
 class SqlReleaseStore:
     """The release log in a table."""
 
-    def __init__(self, database: Database) -> None:
-        """Use a database that :func:`open_schema` prepared."""
+    def __init__(self, database: Database, sign: HeadSigner | None = None) -> None:
+        """Use a database that :func:`open_schema` prepared; without ``sign`` heads are not signed."""
         self._database = database
+        self._sign = sign
+        self._nodes = _KnownNodes()
+        last = (
+            sa.select(release_log.c.leaf_hash)
+            .where(release_log.c.log_index == release_head.c.size - sa.bindparam("count") - 1)
+            .scalar_subquery()
+        )
         self._take = (
-            sa.update(_head)
-            .where(_head.c.id == 1)
-            .values(size=_head.c.size + sa.bindparam("count"))
-            .returning(_head.c.size)
+            sa.update(release_head)
+            .where(release_head.c.id == 1)
+            .values(size=release_head.c.size + sa.bindparam("count"))
+            .returning(release_head.c.size, last.label("last_leaf"))
         )
 
     def append(self, records: Sequence[ReleaseRecord]) -> range:
@@ -90,27 +68,32 @@ class SqlReleaseStore:
         if not records:
             raise ValueError("nothing to append")
         entries = [encode_entry(record) for record in records]
+        made: dict[Node, bytes] = {}
+        rows = []
         try:
             with self._database.write() as connection:
-                size = connection.execute(self._take, {"count": len(entries)}).scalar_one()
+                size, last_leaf = connection.execute(self._take, {"count": len(entries)}).one()
                 indexes = range(size - len(entries), size)
-                rows = [
-                    {"log_index": index, "entry": entry, "leaf_hash": leaf_hash(entry)}
-                    for index, entry in zip(indexes, entries, strict=True)
-                ]
-                connection.execute(_releases.insert(), rows)
+                frontier = self._frontier(connection, indexes.start, last_leaf)
+                for index, entry in zip(indexes, entries, strict=True):
+                    leaf = leaf_hash(entry)
+                    above = frontier.append(leaf)
+                    made |= {Node(level, index >> level): each for level, each in enumerate((leaf, *above))}
+                    rows.append({"log_index": index, "entry": entry, "leaf_hash": leaf, "nodes": b"".join(above)})
+                connection.execute(release_log.insert(), rows)
         except IntegrityError as exc:
             raise StoreError("release records could not be stored: their place in the log is taken") from exc
         except serving_errors.StoreError as exc:
             raise StoreError(f"release records could not be stored: {exc}") from exc
+        self._nodes.add(made)
         return indexes
 
     def read(self, start_index: int, count: int) -> list[LoggedRelease]:
         """See ``ReleaseStore.read``."""
         query = (
-            sa.select(_releases)
-            .where(_releases.c.log_index >= start_index)
-            .order_by(_releases.c.log_index)
+            sa.select(release_log)
+            .where(release_log.c.log_index >= start_index)
+            .order_by(release_log.c.log_index)
             .limit(count)
         )
         try:
@@ -118,99 +101,117 @@ class SqlReleaseStore:
                 rows = connection.execute(query).all()
         except serving_errors.StoreError as exc:
             raise StoreError(str(exc)) from exc
-        return [_logged(row.log_index, row.entry, row.leaf_hash) for row in rows]
+        return [_logged(row.log_index, bytes(row.entry), bytes(row.leaf_hash)) for row in rows]
 
     def size(self) -> int:
         """See ``ReleaseStore.size``."""
         try:
             with self._database.read() as connection:
-                size: int = connection.execute(sa.select(_head.c.size)).scalar_one()
+                size: int = connection.execute(sa.select(release_head.c.size)).scalar_one()
                 return size
         except serving_errors.StoreError as exc:
             raise StoreError(str(exc)) from exc
 
+    def root(self, size: int) -> bytes:
+        """See ``ReleaseStore.root``."""
+        nodes = cover(0, size)
+        found = self._find(nodes)
+        return fold([found[node] for node in nodes])
 
-class SqlProviderStore:
-    """Providers and principals in tables."""
+    def inclusion_proof(self, index: int, size: int) -> list[bytes]:
+        """See ``ReleaseStore.inclusion_proof``."""
+        return self._prove(plan_inclusion(index, size))
 
-    def __init__(self, database: Database) -> None:
-        """Use a database that :func:`open_schema` prepared."""
-        self._database = database
+    def consistency_proof(self, old_size: int, new_size: int) -> list[bytes]:
+        """See ``ReleaseStore.consistency_proof``."""
+        return self._prove(plan_consistency(old_size, new_size))
 
-    def add_provider(self, provider: Provider) -> None:
-        """See ``ProviderStore.add_provider``."""
-        row = {
-            "name": provider.name,
-            "backend": provider.backend.value,
-            "primary_version": provider.primary_version,
-            "policy": _encode_policy(provider.policy),
-        }
-        try:
-            with self._database.write() as connection:
-                connection.execute(_providers.insert().values(row))
-        except IntegrityError as exc:
-            raise Conflict(f"a provider named {provider.name!r} exists") from exc
-        except serving_errors.StoreError as exc:
-            raise StoreError(str(exc)) from exc
+    def signed_head(self, size: int) -> str:
+        """See ``ReleaseStore.signed_head``."""
+        return self._sign(size, self.root(size)) if self._sign is not None else ""
 
-    def providers(self) -> list[Provider]:
-        """See ``ProviderStore.providers``."""
-        try:
-            with self._database.read() as connection:
-                rows = connection.execute(sa.select(_providers).order_by(_providers.c.name)).all()
-            return [
-                Provider(row.name, BackendKind(row.backend), row.primary_version, _decode_policy(row.policy))
-                for row in rows
-            ]
-        except serving_errors.StoreError as exc:
-            raise StoreError(str(exc)) from exc
-        except (ValueError, KeyError, TypeError, InvalidArgument) as exc:
-            raise StoreError("the table of providers holds something malformed") from exc
+    def _prove(self, plan: Plan) -> list[bytes]:
+        return prove(plan, self._find([node for nodes in plan for node in nodes]))
 
-    def add_principal(self, principal: Principal) -> None:
-        """See ``ProviderStore.add_principal``."""
-        row = {"name": principal.name, "key_id": principal.key_id, "public_key": principal.public_key}
-        try:
-            with self._database.write() as connection:
-                connection.execute(_principals.insert().values(row))
-        except IntegrityError as exc:
-            if principal in self.principals():
-                return
-            raise Conflict(f"principal {principal.name!r} or its key is registered otherwise") from exc
-        except serving_errors.StoreError as exc:
-            raise StoreError(str(exc)) from exc
+    def _find(self, nodes: Sequence[Node]) -> Mapping[Node, bytes]:
+        found, missing = self._nodes.find(nodes)
+        if missing:
+            try:
+                with self._database.read() as connection:
+                    read = _read_nodes(connection, missing)
+            except serving_errors.StoreError as exc:
+                raise StoreError(str(exc)) from exc
+            self._nodes.add(read)
+            found |= read
+        return found
 
-    def principals(self) -> list[Principal]:
-        """See ``ProviderStore.principals``."""
-        try:
-            with self._database.read() as connection:
-                rows = connection.execute(sa.select(_principals).order_by(_principals.c.name)).all()
-        except serving_errors.StoreError as exc:
-            raise StoreError(str(exc)) from exc
-        return [Principal(row.name, row.key_id, bytes(row.public_key)) for row in rows]
+    def _frontier(self, connection: sa.Connection, size: int, last_leaf: bytes | None) -> Frontier:
+        """The tree over the first ``size`` entries, the last of which the database says to have this hash."""
+        if size == 0:
+            self._nodes.clear()
+            return Frontier()
+        nodes, last = cover(0, size), Node(0, size - 1)
+        found, missing = self._nodes.find([*nodes, last])
+        if missing or found[last] != last_leaf:
+            # Another process appended. Or, where we know another last entry, the database was put back to an older
+            # state and went on from there: then nothing we know is of this log.
+            if last not in missing:
+                self._nodes.clear()
+            found = _read_nodes(connection, [*nodes, last])
+            self._nodes.add(found)
+        return Frontier(size, [found[node] for node in nodes])
+
+
+class _KnownNodes:
+    """Hashes of complete subtrees, as many as fit; those added first are forgotten first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._hashes: dict[Node, bytes] = {}
+
+    def find(self, nodes: Iterable[Node]) -> tuple[dict[Node, bytes], list[Node]]:
+        """Those that are known, and those that are not."""
+        found: dict[Node, bytes] = {}
+        missing = []
+        for node in nodes:
+            known = self._hashes.get(node)
+            if known is None:
+                missing.append(node)
+            else:
+                found[node] = known
+        return found, missing
+
+    def add(self, hashes: Mapping[Node, bytes]) -> None:
+        """Keep these."""
+        with self._lock:
+            self._hashes.update(hashes)
+            if len(self._hashes) > _KEPT_NODES:
+                for oldest in list(self._hashes)[: _KEPT_NODES // 8]:
+                    del self._hashes[oldest]
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._hashes = {}
+
+
+def _read_nodes(connection: sa.Connection, nodes: Sequence[Node]) -> dict[Node, bytes]:
+    columns = (release_log.c.log_index, release_log.c.leaf_hash, release_log.c.nodes)
+    query = sa.select(*columns).where(release_log.c.log_index.in_({node.last_leaf for node in nodes}))
+    rows = {row.log_index: (bytes(row.leaf_hash), bytes(row.nodes)) for row in connection.execute(query)}
+    read = {}
+    for node in nodes:
+        leaf, above = rows.get(node.last_leaf, (b"", b""))
+        read[node] = leaf if node.level == 0 else above[(node.level - 1) * HASH_SIZE : node.level * HASH_SIZE]
+        if len(read[node]) != HASH_SIZE:
+            raise StoreError(f"the release log lacks entry {node.last_leaf}, or the hash of a tree that ends with it")
+    return read
 
 
 def _logged(index: int, entry: bytes, stored_hash: bytes) -> LoggedRelease:
-    if leaf_hash(bytes(entry)) != bytes(stored_hash):
+    if leaf_hash(entry) != stored_hash:
         raise StoreError(f"entry {index} of the release log does not match its hash")
-    return LoggedRelease(index, decode_entry(bytes(entry)), bytes(stored_hash))
+    return LoggedRelease(index, decode_entry(entry), stored_hash, entry)
 
 
-def _encode_policy(policy: ProviderPolicy) -> str:
-    return json.dumps(
-        {
-            "clusters": None if policy.clusters is None else sorted(policy.clusters),
-            "hosts": None if policy.hosts is None else sorted(host.text for host in policy.hosts),
-            "kems": sorted(int(kem) for kem in policy.kems),
-        },
-        separators=(",", ":"),
-    )
-
-
-def _decode_policy(text: str) -> ProviderPolicy:
-    fields = json.loads(text)
-    return ProviderPolicy(
-        clusters=None if fields["clusters"] is None else frozenset(fields["clusters"]),
-        hosts=None if fields["hosts"] is None else frozenset(HostId(host) for host in fields["hosts"]),
-        kems=frozenset(HpkeKem(kem) for kem in fields["kems"]),
-    )
+__all__ = ["SqlProviderStore", "SqlReleaseStore", "open_schema"]

@@ -11,11 +11,13 @@ import pytest
 import sqlalchemy as sa
 
 from attestation.model import HostId, HpkeKem
-from keyprovider.errors import Conflict, StoreError
-from keyprovider.trusted.log import encode_entry, leaf_hash
+from keyprovider.errors import Conflict, NotFound, StoreError
+from keyprovider.trusted.log import encode_entry
+from keyprovider.trusted.merkle import EMPTY_ROOT, leaf_hash, tree_hash, verify_consistency, verify_inclusion
 from keyprovider.trusted.model import BackendKind, Principal, Provider, ProviderPolicy
 from keyprovider.trusted.ports import ProviderStore, ReleaseStore
 from keyprovider.trusted.store import SqlProviderStore, SqlReleaseStore, open_schema
+from serving import errors as serving_errors
 from serving.database import Database
 from tests.postgres import PostgresServer
 from tests.release_records import release_record
@@ -91,8 +93,8 @@ def test_a_failed_append_leaves_neither_record_nor_gap(
     releases.append([release_record("a")])
     with database.write() as connection:  # somebody forged the next place in the log
         connection.execute(
-            sa.text("INSERT INTO keyprovider_releases (log_index, entry, leaf_hash) VALUES (2, :e, :h)"),
-            {"e": b"forged", "h": bytes(32)},
+            sa.text("INSERT INTO keyprovider_release_log (log_index, entry, leaf_hash, nodes) VALUES (2, :e, :h, :n)"),
+            {"e": b"forged", "h": bytes(32), "n": b""},
         )
     with pytest.raises(StoreError, match="could not be stored"):
         releases.append([release_record("b"), release_record("c")])
@@ -105,7 +107,7 @@ def test_a_changed_entry_is_noticed(releases: ReleaseStore, database: Database) 
     releases.append([release_record()])
     changed = encode_entry(replace(release_record(), host_id=HostId("cd" * 32)))
     with database.write() as connection:
-        connection.execute(sa.text("UPDATE keyprovider_releases SET entry = :e"), {"e": changed})
+        connection.execute(sa.text("UPDATE keyprovider_release_log SET entry = :e"), {"e": changed})
     with pytest.raises(StoreError, match="does not match its hash"):
         releases.read(0, 1)
 
@@ -115,7 +117,7 @@ def test_an_entry_out_of_form_is_noticed(releases: ReleaseStore, database: Datab
     releases.append([release_record()])
     changed = encode_entry(release_record()).replace(b'":', b'": ', 1)
     with database.write() as connection:
-        statement = sa.text("UPDATE keyprovider_releases SET entry = :e, leaf_hash = :h")
+        statement = sa.text("UPDATE keyprovider_release_log SET entry = :e, leaf_hash = :h")
         connection.execute(statement, {"e": changed, "h": leaf_hash(changed)})
     with pytest.raises(StoreError, match="canonical"):
         releases.read(0, 1)
@@ -151,6 +153,158 @@ def test_a_killed_process_loses_no_answered_release(releases: ReleaseStore, data
     assert [entry.index for entry in entries] == list(range(len(entries)))
     assert set(answered) <= {entry.index for entry in entries}
     assert releases.append([release_record("after")]).start == len(entries) == releases.size() - 1
+
+
+def _entries(releases: ReleaseStore) -> list[bytes]:
+    return [entry.entry for entry in releases.read(0, 100_000)]
+
+
+def _check_tree(releases: ReleaseStore) -> None:
+    """Roots and proofs of every size are those of the entries."""
+    entries = _entries(releases)
+    size = len(entries)
+    assert releases.size() == size
+    for old in {*range(min(size, 20)), size // 2, max(size - 1, 0), size}:
+        assert releases.root(old) == tree_hash(entries[:old])
+        verify_consistency(
+            old_size=old,
+            old_root=tree_hash(entries[:old]),
+            new_size=size,
+            new_root=tree_hash(entries),
+            proof=releases.consistency_proof(old, size),
+        )
+    for index in {0, 1, size // 3, size - 1} & set(range(size)):
+        verify_inclusion(
+            leaf=leaf_hash(entries[index]),
+            index=index,
+            size=size,
+            proof=releases.inclusion_proof(index, size),
+            root=tree_hash(entries),
+        )
+
+
+@pytest.mark.parametrize("batches", [[], [1], [1, 1, 1, 1, 1], [7, 1, 8, 17], [64, 64, 1]])
+def test_the_tree_is_over_the_entries(releases: ReleaseStore, database: Database, batches: list[int]) -> None:
+    """However records share transactions, and whoever reads, roots and proofs are those of RFC 6962 (B-4)."""
+    for number, count in enumerate(batches):
+        releases.append([release_record(f"{number}-{each}") for each in range(count)])
+    _check_tree(releases)
+    _check_tree(SqlReleaseStore(database))  # which has seen nothing yet
+
+
+def test_two_processes_grow_one_tree(releases: ReleaseStore, database_url: str) -> None:
+    """Two processes append while a third reads: one tree, whoever is asked (B-4)."""
+    appenders = [_appender(database_url, name, 50) for name in ("one", "two")]
+    for number in range(20):
+        releases.append([release_record(f"three-{number}")])
+    for appender in appenders:
+        appender.communicate(timeout=120)
+        assert appender.returncode == 0
+    assert releases.size() == 120
+    _check_tree(releases)
+
+
+def test_a_killed_process_leaves_a_whole_tree(releases: ReleaseStore, database_url: str) -> None:
+    """After kill -9 the tree is that of the entries, and grows on (B-4)."""
+    appender = _appender(database_url, "killed", 100_000)
+    assert appender.stdout is not None
+    for _ in range(25):
+        appender.stdout.readline()
+    appender.kill()
+    appender.communicate()
+    _check_tree(releases)
+    releases.append([release_record("after")])
+    _check_tree(releases)
+
+
+def test_nothing_is_proven_past_the_end(releases: ReleaseStore) -> None:
+    """A root or proof for more entries than there are is an error, not a guess."""
+    releases.append([release_record(str(number)) for number in range(3)])
+    for attempt in (
+        lambda: releases.root(4),
+        lambda: releases.inclusion_proof(0, 4),
+        lambda: releases.consistency_proof(3, 4),
+    ):
+        with pytest.raises(StoreError, match="lacks entry 3"):
+            attempt()
+
+
+def test_a_log_put_back_to_an_older_state_has_the_tree_of_its_entries(
+    releases: ReleaseStore, database: Database
+) -> None:
+    """A process that knew a longer history builds on what the database holds, not on what it remembers (B-4)."""
+    releases.append([release_record(f"before-{number}") for number in range(5)])
+    remembered = releases.root(5)
+    with database.write() as connection:
+        connection.execute(sa.text("DELETE FROM keyprovider_release_log WHERE log_index >= 3"))
+        connection.execute(sa.text("UPDATE keyprovider_release_head SET size = 3"))
+    releases.append([release_record("another")])
+    SqlReleaseStore(database).append([release_record("from another process")])
+    releases.append([release_record("after")])
+    entries = _entries(releases)
+    assert releases.root(6) == tree_hash(entries)
+    assert releases.root(5) != remembered
+
+
+def test_heads_are_signed_where_there_is_a_key(database: Database) -> None:
+    """Size and root go to the signer as they are; without one there is no head (B-4)."""
+    store = SqlReleaseStore(database, lambda size, root: f"{size} {root.hex()}")
+    assert store.signed_head(0) == f"0 {EMPTY_ROOT.hex()}"
+    store.append([release_record()])
+    assert store.signed_head(1) == f"1 {leaf_hash(encode_entry(release_record())).hex()}"
+    assert SqlReleaseStore(database).signed_head(1) == ""
+
+
+def _make_schema_1(database: Database, entries: list[bytes], *, size: int) -> None:
+    """The tables as the first schema had them."""
+    blob = "BLOB" if database.is_sqlite else "BYTEA"
+    with database.write() as connection:
+        for statement in (
+            "CREATE TABLE schema_version (component VARCHAR(64) PRIMARY KEY, version INTEGER NOT NULL)",
+            "INSERT INTO schema_version VALUES ('keyprovider', 1)",
+            "CREATE TABLE keyprovider_release_head (id INTEGER PRIMARY KEY CHECK (id = 1), size BIGINT NOT NULL)",
+            f"INSERT INTO keyprovider_release_head VALUES (1, {size})",  # noqa: S608 - a number
+            "CREATE TABLE keyprovider_releases"
+            f" (log_index BIGINT PRIMARY KEY, entry {blob} NOT NULL, leaf_hash {blob} NOT NULL)",
+            "CREATE TABLE keyprovider_providers (name VARCHAR(64) PRIMARY KEY, backend VARCHAR(32) NOT NULL,"
+            " primary_version INTEGER NOT NULL, policy TEXT NOT NULL)",
+            "INSERT INTO keyprovider_providers VALUES"
+            """ ('gold', 'software', 2, '{"clusters":["prod"],"hosts":null,"kems":[32]}')""",
+        ):
+            connection.exec_driver_sql(statement)
+        insert = sa.text("INSERT INTO keyprovider_releases (log_index, entry, leaf_hash) VALUES (:i, :e, :h)")
+        for index, entry in enumerate(entries):
+            connection.execute(insert, {"i": index, "e": entry, "h": leaf_hash(entry)})
+
+
+def test_an_older_log_is_brought_up_to_date(database_url: str) -> None:
+    """Entries and providers of schema 1 are kept, get their tree once, and who still runs schema 1 is refused (B-4)."""
+    database = Database(database_url)
+    entries = [encode_entry(release_record(str(number))) for number in range(2_345)]
+    _make_schema_1(database, entries, size=len(entries))
+    for _ in range(2):
+        open_schema(database)
+    store = SqlReleaseStore(database)
+    assert store.root(2_345) == tree_hash(entries)
+    assert store.append([release_record("next")]) == range(2_345, 2_346)
+    (provider,) = SqlProviderStore(database).providers()
+    assert provider == Provider(
+        "gold", BackendKind.SOFTWARE, 2, ProviderPolicy(frozenset({"prod"}), None, frozenset({HpkeKem.X25519}))
+    )
+    with pytest.raises(serving_errors.StoreError), database.write() as connection:
+        connection.execute(sa.text("DELETE FROM keyprovider_releases"))
+    database.close()
+
+
+def test_an_older_log_with_a_gap_is_not_taken_over(database_url: str) -> None:
+    """A log that lost an entry stops the service, and stays as it is (B-4)."""
+    database = Database(database_url)
+    _make_schema_1(database, [b"one", b"two"], size=3)
+    with pytest.raises(StoreError, match="gap"):
+        open_schema(database)
+    with database.read() as connection:
+        assert connection.scalar(sa.text("SELECT count(*) FROM keyprovider_releases")) == 2
+    database.close()
 
 
 def test_an_unreachable_store_says_so(tmp_path: Path) -> None:
@@ -194,6 +348,30 @@ def test_a_provider_name_is_taken_once(providers: ProviderStore) -> None:
     with pytest.raises(Conflict):
         providers.add_provider(replace(first, primary_version=2))
     assert providers.providers() == [first]
+
+
+def test_a_policy_is_replaced_as_a_whole(providers: ProviderStore) -> None:
+    """The new policy is there at once, the rest of the provider and other providers stay (R-TA-4)."""
+    gold, silver = (Provider(name, BackendKind.SOFTWARE, 1, ProviderPolicy()) for name in ("gold", "silver"))
+    providers.add_provider(gold)
+    providers.add_provider(silver)
+    policy = ProviderPolicy(frozenset({"prod"}), frozenset(), frozenset({HpkeKem.X25519}), 7)
+    assert providers.set_policy("gold", policy) == replace(gold, policy=policy)
+    assert providers.providers() == [replace(gold, policy=policy), silver]
+    with pytest.raises(NotFound):
+        providers.set_policy("bronze", policy)
+
+
+def test_a_primary_key_version_moves_from_the_one_that_was_seen(providers: ProviderStore) -> None:
+    """Of two rotations that saw the same version one is done, and the other is a conflict."""
+    gold = Provider("gold", BackendKind.SOFTWARE, 1, ProviderPolicy())
+    providers.add_provider(gold)
+    assert providers.set_primary_version("gold", seen=1, version=2) == replace(gold, primary_version=2)
+    with pytest.raises(Conflict, match="version 2"):
+        providers.set_primary_version("gold", seen=1, version=2)
+    with pytest.raises(NotFound):
+        providers.set_primary_version("bronze", seen=1, version=2)
+    assert providers.providers() == [replace(gold, primary_version=2)]
 
 
 def test_principals_are_kept_by_name(providers: ProviderStore) -> None:

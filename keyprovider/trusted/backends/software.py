@@ -63,6 +63,16 @@ class SoftwareBackend:
             self._add(provider, 1)
             return 1
 
+    def add_version(self, provider: str, version: int) -> None:
+        """See ``PrimaryKeyBackend.add_version``."""
+        with self._lock, self._exclusive():
+            self._load()
+            if (provider, version) in self._keys:
+                return
+            if (provider, version - 1) not in self._keys:
+                raise BackendError(f"provider {provider!r} has no primary key of version {version - 1}")
+            self._add(provider, version)
+
     def wrap(self, provider: str, version: int, key: SecretKey, context: WrapContext) -> bytes:
         """See ``PrimaryKeyBackend.wrap``."""
         return wrap_key(self._find(provider, version), key, context, nonce=os.urandom(NONCE_SIZE))

@@ -98,10 +98,15 @@ class CreateKeyRequest(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     VM_ID_FIELD_NUMBER: _builtins.int
     COMPONENT_FIELD_NUMBER: _builtins.int
+    KNOWN_TREE_SIZE_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     """Name of the trusted key provider."""
     vm_id: _builtins.str
     """RFC 9562 text form."""
+    known_tree_size: _builtins.int
+    """Size of the head of the release log that the host holds as a witness; 0 if it holds none. A host that does not
+    witness the log leaves it out, and gets no proofs.
+    """
     @_builtins.property
     def authority(self) -> Global___Authority:
         """By whose word."""
@@ -117,14 +122,57 @@ class CreateKeyRequest(_message.Message):
         provider: _builtins.str = ...,
         vm_id: _builtins.str = ...,
         component: Global___Component | None = ...,
+        known_tree_size: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "component", b"component"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_known_tree_size", b"_known_tree_size", "authority", b"authority", "component", b"component", "known_tree_size", b"known_tree_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "component", b"component", "provider", b"provider", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_known_tree_size", b"_known_tree_size", "authority", b"authority", "component", b"component", "known_tree_size", b"known_tree_size", "provider", b"provider", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__known_tree_size: _TypeAlias = _typing.Literal["known_tree_size"]  # noqa: Y015
+    _WhichOneofArgType__known_tree_size: _TypeAlias = _typing.Literal["_known_tree_size", b"_known_tree_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__known_tree_size) -> _WhichOneofReturnType__known_tree_size | None: ...
+
+Global___CreateKeyRequest: _TypeAlias = CreateKeyRequest  # noqa: Y015
+
+@_typing.final
+class LogReceipt(_message.Message):
+    """What a release answer says about the release log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TREE_HEAD_FIELD_NUMBER: _builtins.int
+    ENTRY_FIELD_NUMBER: _builtins.int
+    INCLUSION_PROOF_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_PROOF_FIELD_NUMBER: _builtins.int
+    tree_head: _builtins.str
+    """Signed head of a tree that holds this release: JWS, ES256, type "garant-tree-head+jws", with "size", "root" (64
+    hexadecimal digits) and "timestamp" (seconds since the epoch). Empty where the service has no log key.
+    """
+    entry: _builtins.bytes
+    """Canonical bytes of this release's entry. This and the proofs are empty if known_tree_size was left out."""
+    @_builtins.property
+    def inclusion_proof(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """That the entry is at release_index in that tree (RFC 6962, 2.1.1): hashes of 32 bytes, at most 63."""
+
+    @_builtins.property
+    def consistency_proof(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """That the tree begins with that of known_tree_size entries (RFC 6962, 2.1.2): hashes of 32 bytes, at most 64."""
+
+    def __init__(
+        self,
+        *,
+        tree_head: _builtins.str = ...,
+        entry: _builtins.bytes = ...,
+        inclusion_proof: _abc.Iterable[_builtins.bytes] | None = ...,
+        consistency_proof: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency_proof", b"consistency_proof", "entry", b"entry", "inclusion_proof", b"inclusion_proof", "tree_head", b"tree_head"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CreateKeyRequest: _TypeAlias = CreateKeyRequest  # noqa: Y015
+Global___LogReceipt: _TypeAlias = LogReceipt  # noqa: Y015
 
 @_typing.final
 class CreateKeyResponse(_message.Message):
@@ -136,6 +184,7 @@ class CreateKeyResponse(_message.Message):
     WRAPPED_KEY_FIELD_NUMBER: _builtins.int
     SEALED_KEY_FIELD_NUMBER: _builtins.int
     RELEASE_INDEX_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
     key_reference: _builtins.str
     """Names the key for ever."""
     wrapped_key: _builtins.bytes
@@ -144,6 +193,10 @@ class CreateKeyResponse(_message.Message):
     """The same key sealed (HPKE) to the host's attested key; at most 2 KiB."""
     release_index: _builtins.int
     """Index of this release in the release log."""
+    @_builtins.property
+    def log(self) -> Global___LogReceipt:
+        """What to check and keep as a witness of the release log."""
+
     def __init__(
         self,
         *,
@@ -151,10 +204,11 @@ class CreateKeyResponse(_message.Message):
         wrapped_key: _builtins.bytes = ...,
         sealed_key: _builtins.bytes = ...,
         release_index: _builtins.int = ...,
+        log: Global___LogReceipt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_reference", b"key_reference", "release_index", b"release_index", "sealed_key", b"sealed_key", "wrapped_key", b"wrapped_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_reference", b"key_reference", "log", b"log", "release_index", b"release_index", "sealed_key", b"sealed_key", "wrapped_key", b"wrapped_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -172,6 +226,7 @@ class UnwrapKeyRequest(_message.Message):
     COMPONENT_FIELD_NUMBER: _builtins.int
     KEY_REFERENCE_FIELD_NUMBER: _builtins.int
     WRAPPED_KEY_FIELD_NUMBER: _builtins.int
+    KNOWN_TREE_SIZE_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     """Name of the trusted key provider."""
     vm_id: _builtins.str
@@ -180,6 +235,10 @@ class UnwrapKeyRequest(_message.Message):
     """As CreateKey named it."""
     wrapped_key: _builtins.bytes
     """As CreateKey wrapped it."""
+    known_tree_size: _builtins.int
+    """Size of the head of the release log that the host holds as a witness; 0 if it holds none. A host that does not
+    witness the log leaves it out, and gets no proofs.
+    """
     @_builtins.property
     def authority(self) -> Global___Authority:
         """By whose word."""
@@ -197,12 +256,15 @@ class UnwrapKeyRequest(_message.Message):
         component: Global___Component | None = ...,
         key_reference: _builtins.str = ...,
         wrapped_key: _builtins.bytes = ...,
+        known_tree_size: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "component", b"component"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_known_tree_size", b"_known_tree_size", "authority", b"authority", "component", b"component", "known_tree_size", b"known_tree_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "component", b"component", "key_reference", b"key_reference", "provider", b"provider", "vm_id", b"vm_id", "wrapped_key", b"wrapped_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_known_tree_size", b"_known_tree_size", "authority", b"authority", "component", b"component", "key_reference", b"key_reference", "known_tree_size", b"known_tree_size", "provider", b"provider", "vm_id", b"vm_id", "wrapped_key", b"wrapped_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__known_tree_size: _TypeAlias = _typing.Literal["known_tree_size"]  # noqa: Y015
+    _WhichOneofArgType__known_tree_size: _TypeAlias = _typing.Literal["_known_tree_size", b"_known_tree_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__known_tree_size) -> _WhichOneofReturnType__known_tree_size | None: ...
 
 Global___UnwrapKeyRequest: _TypeAlias = UnwrapKeyRequest  # noqa: Y015
 
@@ -214,23 +276,123 @@ class UnwrapKeyResponse(_message.Message):
 
     SEALED_KEY_FIELD_NUMBER: _builtins.int
     RELEASE_INDEX_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
     sealed_key: _builtins.bytes
     """The key sealed (HPKE) to the host's attested key; at most 2 KiB."""
     release_index: _builtins.int
     """Index of this release in the release log."""
+    @_builtins.property
+    def log(self) -> Global___LogReceipt:
+        """What to check and keep as a witness of the release log."""
+
     def __init__(
         self,
         *,
         sealed_key: _builtins.bytes = ...,
         release_index: _builtins.int = ...,
+        log: Global___LogReceipt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["release_index", b"release_index", "sealed_key", b"sealed_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log", b"log", "release_index", b"release_index", "sealed_key", b"sealed_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnwrapKeyResponse: _TypeAlias = UnwrapKeyResponse  # noqa: Y015
+
+@_typing.final
+class WrappedKey(_message.Message):
+    """A wrapped key of a VM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPONENT_FIELD_NUMBER: _builtins.int
+    KEY_REFERENCE_FIELD_NUMBER: _builtins.int
+    WRAPPED_KEY_FIELD_NUMBER: _builtins.int
+    key_reference: _builtins.str
+    """As CreateKey named it."""
+    wrapped_key: _builtins.bytes
+    """As CreateKey or RewrapKeys wrapped it; at most 512 bytes."""
+    @_builtins.property
+    def component(self) -> Global___Component:
+        """Which part of the VM."""
+
+    def __init__(
+        self,
+        *,
+        component: Global___Component | None = ...,
+        key_reference: _builtins.str = ...,
+        wrapped_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["component", b"component"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "key_reference", b"key_reference", "wrapped_key", b"wrapped_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WrappedKey: _TypeAlias = WrappedKey  # noqa: Y015
+
+@_typing.final
+class RewrapKeysRequest(_message.Message):
+    """What to wrap anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    VM_ID_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """Name of the trusted key provider."""
+    vm_id: _builtins.str
+    """RFC 9562 text form."""
+    @_builtins.property
+    def authority(self) -> Global___Authority:
+        """By whose word."""
+
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___WrappedKey]:
+        """1 to 64 keys."""
+
+    def __init__(
+        self,
+        *,
+        authority: Global___Authority | None = ...,
+        provider: _builtins.str = ...,
+        vm_id: _builtins.str = ...,
+        keys: _abc.Iterable[Global___WrappedKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "keys", b"keys", "provider", b"provider", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewrapKeysRequest: _TypeAlias = RewrapKeysRequest  # noqa: Y015
+
+@_typing.final
+class RewrapKeysResponse(_message.Message):
+    """The same keys, wrapped by the newest version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRAPPED_KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def wrapped_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """In the order of the request. A key that was wrapped by the newest version comes back as it came."""
+
+    def __init__(
+        self,
+        *,
+        wrapped_keys: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["wrapped_keys", b"wrapped_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewrapKeysResponse: _TypeAlias = RewrapKeysResponse  # noqa: Y015
 
 @_typing.final
 class Provider(_message.Message):
@@ -263,6 +425,105 @@ class Provider(_message.Message):
 Global___Provider: _TypeAlias = Provider  # noqa: Y015
 
 @_typing.final
+class ProviderPolicy(_message.Message):
+    """To whom a provider gives keys."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTERS_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    KEMS_FIELD_NUMBER: _builtins.int
+    MINIMUM_POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    minimum_policy_version: _builtins.int
+    """Version of the attestation policy that a host must at least have been appraised under; 0: any that is in force."""
+    @_builtins.property
+    def clusters(self) -> Global___NameSet:
+        """Admitted clusters; left out: every cluster. Present but empty: none."""
+
+    @_builtins.property
+    def hosts(self) -> Global___NameSet:
+        """Host ids of admitted hosts; left out: every host of an admitted cluster. Present but empty: none."""
+
+    @_builtins.property
+    def kems(self) -> Global___KemSet:
+        """Mechanisms that keys may be sealed with; left out: every one that this service knows. Present but empty: none."""
+
+    def __init__(
+        self,
+        *,
+        clusters: Global___NameSet | None = ...,
+        hosts: Global___NameSet | None = ...,
+        kems: Global___KemSet | None = ...,
+        minimum_policy_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clusters", b"_clusters", "_hosts", b"_hosts", "_kems", b"_kems", "clusters", b"clusters", "hosts", b"hosts", "kems", b"kems"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clusters", b"_clusters", "_hosts", b"_hosts", "_kems", b"_kems", "clusters", b"clusters", "hosts", b"hosts", "kems", b"kems", "minimum_policy_version", b"minimum_policy_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clusters: _TypeAlias = _typing.Literal["clusters"]  # noqa: Y015
+    _WhichOneofArgType__clusters: _TypeAlias = _typing.Literal["_clusters", b"_clusters"]  # noqa: Y015
+    _WhichOneofReturnType__hosts: _TypeAlias = _typing.Literal["hosts"]  # noqa: Y015
+    _WhichOneofArgType__hosts: _TypeAlias = _typing.Literal["_hosts", b"_hosts"]  # noqa: Y015
+    _WhichOneofReturnType__kems: _TypeAlias = _typing.Literal["kems"]  # noqa: Y015
+    _WhichOneofArgType__kems: _TypeAlias = _typing.Literal["_kems", b"_kems"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clusters) -> _WhichOneofReturnType__clusters | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hosts) -> _WhichOneofReturnType__hosts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kems) -> _WhichOneofReturnType__kems | None: ...
+
+Global___ProviderPolicy: _TypeAlias = ProviderPolicy  # noqa: Y015
+
+@_typing.final
+class NameSet(_message.Message):
+    """Names, in no order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Each once."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NameSet: _TypeAlias = NameSet  # noqa: Y015
+
+@_typing.final
+class KemSet(_message.Message):
+    """Key encapsulation mechanisms, in no order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Registered ids (RFC 9180, 7.1; IANA HPKE registry): 0x0020 X25519, 0x647A ML-KEM-768 with X25519."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KemSet: _TypeAlias = KemSet  # noqa: Y015
+
+@_typing.final
 class CreateProviderRequest(_message.Message):
     """The provider to make."""
 
@@ -270,21 +531,29 @@ class CreateProviderRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique name."""
     backend: Global___Backend.ValueType
     """What shall hold its primary key."""
+    @_builtins.property
+    def policy(self) -> Global___ProviderPolicy:
+        """To whom it gives keys; left out: to every host that the trust authority attests."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         backend: Global___Backend.ValueType = ...,
+        policy: Global___ProviderPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_policy", b"_policy", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_policy", b"_policy", "backend", b"backend", "name", b"name", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__policy: _TypeAlias = _typing.Literal["policy"]  # noqa: Y015
+    _WhichOneofArgType__policy: _TypeAlias = _typing.Literal["_policy", b"_policy"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__policy) -> _WhichOneofReturnType__policy | None: ...
 
 Global___CreateProviderRequest: _TypeAlias = CreateProviderRequest  # noqa: Y015
 
@@ -352,6 +621,156 @@ class ListProvidersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListProvidersResponse: _TypeAlias = ListProvidersResponse  # noqa: Y015
+
+@_typing.final
+class UpdateProviderPolicyRequest(_message.Message):
+    """The policy to set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the provider."""
+    @_builtins.property
+    def policy(self) -> Global___ProviderPolicy:
+        """The whole policy; it must be there."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        policy: Global___ProviderPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateProviderPolicyRequest: _TypeAlias = UpdateProviderPolicyRequest  # noqa: Y015
+
+@_typing.final
+class UpdateProviderPolicyResponse(_message.Message):
+    """The policy in force."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___ProviderPolicy:
+        """As it was set."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___ProviderPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateProviderPolicyResponse: _TypeAlias = UpdateProviderPolicyResponse  # noqa: Y015
+
+@_typing.final
+class GetProviderPolicyRequest(_message.Message):
+    """Whose policy to read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the provider."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProviderPolicyRequest: _TypeAlias = GetProviderPolicyRequest  # noqa: Y015
+
+@_typing.final
+class GetProviderPolicyResponse(_message.Message):
+    """The policy in force."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___ProviderPolicy:
+        """In full."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___ProviderPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProviderPolicyResponse: _TypeAlias = GetProviderPolicyResponse  # noqa: Y015
+
+@_typing.final
+class RotatePrimaryKeyRequest(_message.Message):
+    """The primary key to replace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FROM_VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the provider."""
+    from_version: _builtins.int
+    """The version in use, as ListProviders said; refused with CONFLICT if it is another. So a repeated request does not
+    rotate twice.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        from_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_version", b"from_version", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotatePrimaryKeyRequest: _TypeAlias = RotatePrimaryKeyRequest  # noqa: Y015
+
+@_typing.final
+class RotatePrimaryKeyResponse(_message.Message):
+    """The provider, at its new version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def provider(self) -> Global___Provider:
+        """The provider."""
+
+    def __init__(
+        self,
+        *,
+        provider: Global___Provider | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provider", b"provider"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotatePrimaryKeyResponse: _TypeAlias = RotatePrimaryKeyResponse  # noqa: Y015
 
 @_typing.final
 class RegisterPrincipalRequest(_message.Message):
@@ -465,6 +884,11 @@ class Release(_message.Message):
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     RESET_COUNT_FIELD_NUMBER: _builtins.int
     RESTART_COUNT_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    EVIDENCE_DIGEST_FIELD_NUMBER: _builtins.int
+    ENTRY_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Position in the log, from 0."""
     operation: _builtins.str
@@ -489,6 +913,16 @@ class Release(_message.Message):
     """TPM reset counter of the boot."""
     restart_count: _builtins.int
     """TPM restart counter of the boot."""
+    principal: _builtins.str
+    """Which management server placed the VM."""
+    generation: _builtins.int
+    """Generation of the grant."""
+    reference: _builtins.str
+    """Name of the reference boot that the host's evidence equals."""
+    evidence_digest: _builtins.bytes
+    """SHA-256 over the host's evidence, 32 bytes."""
+    entry: _builtins.bytes
+    """Canonical bytes of the entry: what the tree is over, and what says all of the above."""
     @_builtins.property
     def released_at(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -509,11 +943,105 @@ class Release(_message.Message):
         policy_version: _builtins.int = ...,
         reset_count: _builtins.int = ...,
         restart_count: _builtins.int = ...,
+        principal: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        reference: _builtins.str = ...,
+        evidence_digest: _builtins.bytes = ...,
+        entry: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["released_at", b"released_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "grant_id", b"grant_id", "host_id", b"host_id", "index", b"index", "key_reference", b"key_reference", "operation", b"operation", "policy_version", b"policy_version", "provider", b"provider", "released_at", b"released_at", "reset_count", b"reset_count", "restart_count", b"restart_count", "token_id", b"token_id", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "entry", b"entry", "evidence_digest", b"evidence_digest", "generation", b"generation", "grant_id", b"grant_id", "host_id", b"host_id", "index", b"index", "key_reference", b"key_reference", "operation", b"operation", "policy_version", b"policy_version", "principal", b"principal", "provider", b"provider", "reference", b"reference", "released_at", b"released_at", "reset_count", b"reset_count", "restart_count", b"restart_count", "token_id", b"token_id", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Release: _TypeAlias = Release  # noqa: Y015
+
+@_typing.final
+class GetTreeHeadRequest(_message.Message):
+    """No filter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTreeHeadRequest: _TypeAlias = GetTreeHeadRequest  # noqa: Y015
+
+@_typing.final
+class GetTreeHeadResponse(_message.Message):
+    """The newest head."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TREE_HEAD_FIELD_NUMBER: _builtins.int
+    tree_head: _builtins.str
+    """JWS, as in LogReceipt."""
+    def __init__(
+        self,
+        *,
+        tree_head: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tree_head", b"tree_head"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTreeHeadResponse: _TypeAlias = GetTreeHeadResponse  # noqa: Y015
+
+@_typing.final
+class GetConsistencyProofRequest(_message.Message):
+    """Which two sizes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OLD_SIZE_FIELD_NUMBER: _builtins.int
+    NEW_SIZE_FIELD_NUMBER: _builtins.int
+    old_size: _builtins.int
+    """Size of the earlier log."""
+    new_size: _builtins.int
+    """Size of the later log; at least the earlier one, at most that of the newest head."""
+    def __init__(
+        self,
+        *,
+        old_size: _builtins.int = ...,
+        new_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_size", b"new_size", "old_size", b"old_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetConsistencyProofRequest: _TypeAlias = GetConsistencyProofRequest  # noqa: Y015
+
+@_typing.final
+class GetConsistencyProofResponse(_message.Message):
+    """The proof."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROOF_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def proof(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Hashes of 32 bytes, at most 64 (RFC 6962, 2.1.2); none where the sizes are the same or the earlier is 0."""
+
+    def __init__(
+        self,
+        *,
+        proof: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["proof", b"proof"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetConsistencyProofResponse: _TypeAlias = GetConsistencyProofResponse  # noqa: Y015

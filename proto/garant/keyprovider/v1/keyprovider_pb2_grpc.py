@@ -45,6 +45,11 @@ class KeyReleaseServiceStub:
                 request_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.UnwrapKeyRequest.SerializeToString,
                 response_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.UnwrapKeyResponse.FromString,
                 _registered_method=True)
+        self.RewrapKeys = channel.unary_unary(
+                '/garant.keyprovider.v1.KeyReleaseService/RewrapKeys',
+                request_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.RewrapKeysRequest.SerializeToString,
+                response_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.RewrapKeysResponse.FromString,
+                _registered_method=True)
 
 
 class KeyReleaseServiceServicer:
@@ -67,6 +72,14 @@ class KeyReleaseServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RewrapKeys(self, request, context):
+        """Wraps keys of one VM by the newest version of the primary key. Gives no key out, and is not recorded as a release.
+        The caller must be an attested host: client certificate, token bound to its key, placement grant for the VM.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KeyReleaseServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +92,11 @@ def add_KeyReleaseServiceServicer_to_server(servicer, server):
                     servicer.UnwrapKey,
                     request_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.UnwrapKeyRequest.FromString,
                     response_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.UnwrapKeyResponse.SerializeToString,
+            ),
+            'RewrapKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.RewrapKeys,
+                    request_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.RewrapKeysRequest.FromString,
+                    response_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.RewrapKeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -146,6 +164,33 @@ class KeyReleaseService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def RewrapKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/garant.keyprovider.v1.KeyReleaseService/RewrapKeys',
+            garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.RewrapKeysRequest.SerializeToString,
+            garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.RewrapKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class KeyProviderAdminServiceStub:
     """Administration by the trust authority.
@@ -172,10 +217,35 @@ class KeyProviderAdminServiceStub:
                 request_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.RegisterPrincipalRequest.SerializeToString,
                 response_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.RegisterPrincipalResponse.FromString,
                 _registered_method=True)
+        self.UpdateProviderPolicy = channel.unary_unary(
+                '/garant.keyprovider.v1.KeyProviderAdminService/UpdateProviderPolicy',
+                request_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.UpdateProviderPolicyRequest.SerializeToString,
+                response_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.UpdateProviderPolicyResponse.FromString,
+                _registered_method=True)
+        self.GetProviderPolicy = channel.unary_unary(
+                '/garant.keyprovider.v1.KeyProviderAdminService/GetProviderPolicy',
+                request_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetProviderPolicyRequest.SerializeToString,
+                response_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetProviderPolicyResponse.FromString,
+                _registered_method=True)
+        self.RotatePrimaryKey = channel.unary_unary(
+                '/garant.keyprovider.v1.KeyProviderAdminService/RotatePrimaryKey',
+                request_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.RotatePrimaryKeyRequest.SerializeToString,
+                response_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.RotatePrimaryKeyResponse.FromString,
+                _registered_method=True)
         self.ListReleases = channel.unary_unary(
                 '/garant.keyprovider.v1.KeyProviderAdminService/ListReleases',
                 request_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.ListReleasesRequest.SerializeToString,
                 response_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.ListReleasesResponse.FromString,
+                _registered_method=True)
+        self.GetTreeHead = channel.unary_unary(
+                '/garant.keyprovider.v1.KeyProviderAdminService/GetTreeHead',
+                request_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetTreeHeadRequest.SerializeToString,
+                response_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetTreeHeadResponse.FromString,
+                _registered_method=True)
+        self.GetConsistencyProof = channel.unary_unary(
+                '/garant.keyprovider.v1.KeyProviderAdminService/GetConsistencyProof',
+                request_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetConsistencyProofRequest.SerializeToString,
+                response_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetConsistencyProofResponse.FromString,
                 _registered_method=True)
 
 
@@ -207,9 +277,49 @@ class KeyProviderAdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateProviderPolicy(self, request, context):
+        """Replaces a provider's policy. Every service over the same database goes by it within a second.
+        The caller must be a trust administrator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetProviderPolicy(self, request, context):
+        """Reads a provider's policy.
+        The caller must be a trust administrator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotatePrimaryKey(self, request, context):
+        """Makes a new version of a provider's primary key. New keys are wrapped by it; what older ones wrapped still opens.
+        The caller must be a trust administrator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListReleases(self, request, context):
         """Reads the release log from an index on.
         The caller must be a trust administrator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTreeHead(self, request, context):
+        """The newest signed head of the release log.
+        The caller must be a trust administrator, a registered management server or an attested host: any may be a witness.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetConsistencyProof(self, request, context):
+        """Proof that the release log of one size begins with that of a smaller size.
+        The caller must be a trust administrator, a registered management server or an attested host: any may be a witness.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -233,10 +343,35 @@ def add_KeyProviderAdminServiceServicer_to_server(servicer, server):
                     request_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.RegisterPrincipalRequest.FromString,
                     response_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.RegisterPrincipalResponse.SerializeToString,
             ),
+            'UpdateProviderPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateProviderPolicy,
+                    request_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.UpdateProviderPolicyRequest.FromString,
+                    response_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.UpdateProviderPolicyResponse.SerializeToString,
+            ),
+            'GetProviderPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProviderPolicy,
+                    request_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetProviderPolicyRequest.FromString,
+                    response_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetProviderPolicyResponse.SerializeToString,
+            ),
+            'RotatePrimaryKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotatePrimaryKey,
+                    request_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.RotatePrimaryKeyRequest.FromString,
+                    response_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.RotatePrimaryKeyResponse.SerializeToString,
+            ),
             'ListReleases': grpc.unary_unary_rpc_method_handler(
                     servicer.ListReleases,
                     request_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.ListReleasesRequest.FromString,
                     response_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.ListReleasesResponse.SerializeToString,
+            ),
+            'GetTreeHead': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTreeHead,
+                    request_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetTreeHeadRequest.FromString,
+                    response_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetTreeHeadResponse.SerializeToString,
+            ),
+            'GetConsistencyProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetConsistencyProof,
+                    request_deserializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetConsistencyProofRequest.FromString,
+                    response_serializer=garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetConsistencyProofResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -332,6 +467,87 @@ class KeyProviderAdminService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateProviderPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/garant.keyprovider.v1.KeyProviderAdminService/UpdateProviderPolicy',
+            garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.UpdateProviderPolicyRequest.SerializeToString,
+            garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.UpdateProviderPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProviderPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/garant.keyprovider.v1.KeyProviderAdminService/GetProviderPolicy',
+            garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetProviderPolicyRequest.SerializeToString,
+            garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetProviderPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotatePrimaryKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/garant.keyprovider.v1.KeyProviderAdminService/RotatePrimaryKey',
+            garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.RotatePrimaryKeyRequest.SerializeToString,
+            garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.RotatePrimaryKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListReleases(request,
             target,
             options=(),
@@ -348,6 +564,60 @@ class KeyProviderAdminService:
             '/garant.keyprovider.v1.KeyProviderAdminService/ListReleases',
             garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.ListReleasesRequest.SerializeToString,
             garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.ListReleasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTreeHead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/garant.keyprovider.v1.KeyProviderAdminService/GetTreeHead',
+            garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetTreeHeadRequest.SerializeToString,
+            garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetTreeHeadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetConsistencyProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/garant.keyprovider.v1.KeyProviderAdminService/GetConsistencyProof',
+            garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetConsistencyProofRequest.SerializeToString,
+            garant_dot_keyprovider_dot_v1_dot_keyprovider__pb2.GetConsistencyProofResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,10 @@ class KeyReleaseServiceStub:
     """Unwraps a key encryption key that CreateKey made.
     The caller must be an attested host: client certificate, token bound to its key, placement grant for the VM.
     """
+    RewrapKeys: _grpc.UnaryUnaryMultiCallable[_keyprovider_pb2.RewrapKeysRequest, _keyprovider_pb2.RewrapKeysResponse]
+    """Wraps keys of one VM by the newest version of the primary key. Gives no key out, and is not recorded as a release.
+    The caller must be an attested host: client certificate, token bound to its key, placement grant for the VM.
+    """
 
 @_typing.type_check_only
 class KeyReleaseServiceAsyncStub(KeyReleaseServiceStub):
@@ -53,6 +57,10 @@ class KeyReleaseServiceAsyncStub(KeyReleaseServiceStub):
     """
     UnwrapKey: _aio.UnaryUnaryMultiCallable[_keyprovider_pb2.UnwrapKeyRequest, _keyprovider_pb2.UnwrapKeyResponse]  # type: ignore[assignment]
     """Unwraps a key encryption key that CreateKey made.
+    The caller must be an attested host: client certificate, token bound to its key, placement grant for the VM.
+    """
+    RewrapKeys: _aio.UnaryUnaryMultiCallable[_keyprovider_pb2.RewrapKeysRequest, _keyprovider_pb2.RewrapKeysResponse]  # type: ignore[assignment]
+    """Wraps keys of one VM by the newest version of the primary key. Gives no key out, and is not recorded as a release.
     The caller must be an attested host: client certificate, token bound to its key, placement grant for the VM.
     """
 
@@ -79,6 +87,16 @@ class KeyReleaseServiceServicer(metaclass=_abc_1.ABCMeta):
         The caller must be an attested host: client certificate, token bound to its key, placement grant for the VM.
         """
 
+    @_abc_1.abstractmethod
+    def RewrapKeys(
+        self,
+        request: _keyprovider_pb2.RewrapKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keyprovider_pb2.RewrapKeysResponse, _abc.Awaitable[_keyprovider_pb2.RewrapKeysResponse]]:
+        """Wraps keys of one VM by the newest version of the primary key. Gives no key out, and is not recorded as a release.
+        The caller must be an attested host: client certificate, token bound to its key, placement grant for the VM.
+        """
+
 def add_KeyReleaseServiceServicer_to_server(servicer: KeyReleaseServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class KeyProviderAdminServiceStub:
@@ -100,9 +118,29 @@ class KeyProviderAdminServiceStub:
     """Registers the key of a management server that may sign placement grants.
     The caller must be a trust administrator.
     """
+    UpdateProviderPolicy: _grpc.UnaryUnaryMultiCallable[_keyprovider_pb2.UpdateProviderPolicyRequest, _keyprovider_pb2.UpdateProviderPolicyResponse]
+    """Replaces a provider's policy. Every service over the same database goes by it within a second.
+    The caller must be a trust administrator.
+    """
+    GetProviderPolicy: _grpc.UnaryUnaryMultiCallable[_keyprovider_pb2.GetProviderPolicyRequest, _keyprovider_pb2.GetProviderPolicyResponse]
+    """Reads a provider's policy.
+    The caller must be a trust administrator.
+    """
+    RotatePrimaryKey: _grpc.UnaryUnaryMultiCallable[_keyprovider_pb2.RotatePrimaryKeyRequest, _keyprovider_pb2.RotatePrimaryKeyResponse]
+    """Makes a new version of a provider's primary key. New keys are wrapped by it; what older ones wrapped still opens.
+    The caller must be a trust administrator.
+    """
     ListReleases: _grpc.UnaryUnaryMultiCallable[_keyprovider_pb2.ListReleasesRequest, _keyprovider_pb2.ListReleasesResponse]
     """Reads the release log from an index on.
     The caller must be a trust administrator.
+    """
+    GetTreeHead: _grpc.UnaryUnaryMultiCallable[_keyprovider_pb2.GetTreeHeadRequest, _keyprovider_pb2.GetTreeHeadResponse]
+    """The newest signed head of the release log.
+    The caller must be a trust administrator, a registered management server or an attested host: any may be a witness.
+    """
+    GetConsistencyProof: _grpc.UnaryUnaryMultiCallable[_keyprovider_pb2.GetConsistencyProofRequest, _keyprovider_pb2.GetConsistencyProofResponse]
+    """Proof that the release log of one size begins with that of a smaller size.
+    The caller must be a trust administrator, a registered management server or an attested host: any may be a witness.
     """
 
 @_typing.type_check_only
@@ -122,9 +160,29 @@ class KeyProviderAdminServiceAsyncStub(KeyProviderAdminServiceStub):
     """Registers the key of a management server that may sign placement grants.
     The caller must be a trust administrator.
     """
+    UpdateProviderPolicy: _aio.UnaryUnaryMultiCallable[_keyprovider_pb2.UpdateProviderPolicyRequest, _keyprovider_pb2.UpdateProviderPolicyResponse]  # type: ignore[assignment]
+    """Replaces a provider's policy. Every service over the same database goes by it within a second.
+    The caller must be a trust administrator.
+    """
+    GetProviderPolicy: _aio.UnaryUnaryMultiCallable[_keyprovider_pb2.GetProviderPolicyRequest, _keyprovider_pb2.GetProviderPolicyResponse]  # type: ignore[assignment]
+    """Reads a provider's policy.
+    The caller must be a trust administrator.
+    """
+    RotatePrimaryKey: _aio.UnaryUnaryMultiCallable[_keyprovider_pb2.RotatePrimaryKeyRequest, _keyprovider_pb2.RotatePrimaryKeyResponse]  # type: ignore[assignment]
+    """Makes a new version of a provider's primary key. New keys are wrapped by it; what older ones wrapped still opens.
+    The caller must be a trust administrator.
+    """
     ListReleases: _aio.UnaryUnaryMultiCallable[_keyprovider_pb2.ListReleasesRequest, _keyprovider_pb2.ListReleasesResponse]  # type: ignore[assignment]
     """Reads the release log from an index on.
     The caller must be a trust administrator.
+    """
+    GetTreeHead: _aio.UnaryUnaryMultiCallable[_keyprovider_pb2.GetTreeHeadRequest, _keyprovider_pb2.GetTreeHeadResponse]  # type: ignore[assignment]
+    """The newest signed head of the release log.
+    The caller must be a trust administrator, a registered management server or an attested host: any may be a witness.
+    """
+    GetConsistencyProof: _aio.UnaryUnaryMultiCallable[_keyprovider_pb2.GetConsistencyProofRequest, _keyprovider_pb2.GetConsistencyProofResponse]  # type: ignore[assignment]
+    """Proof that the release log of one size begins with that of a smaller size.
+    The caller must be a trust administrator, a registered management server or an attested host: any may be a witness.
     """
 
 class KeyProviderAdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -161,6 +219,36 @@ class KeyProviderAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def UpdateProviderPolicy(
+        self,
+        request: _keyprovider_pb2.UpdateProviderPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keyprovider_pb2.UpdateProviderPolicyResponse, _abc.Awaitable[_keyprovider_pb2.UpdateProviderPolicyResponse]]:
+        """Replaces a provider's policy. Every service over the same database goes by it within a second.
+        The caller must be a trust administrator.
+        """
+
+    @_abc_1.abstractmethod
+    def GetProviderPolicy(
+        self,
+        request: _keyprovider_pb2.GetProviderPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keyprovider_pb2.GetProviderPolicyResponse, _abc.Awaitable[_keyprovider_pb2.GetProviderPolicyResponse]]:
+        """Reads a provider's policy.
+        The caller must be a trust administrator.
+        """
+
+    @_abc_1.abstractmethod
+    def RotatePrimaryKey(
+        self,
+        request: _keyprovider_pb2.RotatePrimaryKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keyprovider_pb2.RotatePrimaryKeyResponse, _abc.Awaitable[_keyprovider_pb2.RotatePrimaryKeyResponse]]:
+        """Makes a new version of a provider's primary key. New keys are wrapped by it; what older ones wrapped still opens.
+        The caller must be a trust administrator.
+        """
+
+    @_abc_1.abstractmethod
     def ListReleases(
         self,
         request: _keyprovider_pb2.ListReleasesRequest,
@@ -168,6 +256,26 @@ class KeyProviderAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_keyprovider_pb2.ListReleasesResponse, _abc.Awaitable[_keyprovider_pb2.ListReleasesResponse]]:
         """Reads the release log from an index on.
         The caller must be a trust administrator.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTreeHead(
+        self,
+        request: _keyprovider_pb2.GetTreeHeadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keyprovider_pb2.GetTreeHeadResponse, _abc.Awaitable[_keyprovider_pb2.GetTreeHeadResponse]]:
+        """The newest signed head of the release log.
+        The caller must be a trust administrator, a registered management server or an attested host: any may be a witness.
+        """
+
+    @_abc_1.abstractmethod
+    def GetConsistencyProof(
+        self,
+        request: _keyprovider_pb2.GetConsistencyProofRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keyprovider_pb2.GetConsistencyProofResponse, _abc.Awaitable[_keyprovider_pb2.GetConsistencyProofResponse]]:
+        """Proof that the release log of one size begins with that of a smaller size.
+        The caller must be a trust administrator, a registered management server or an attested host: any may be a witness.
         """
 
 def add_KeyProviderAdminServiceServicer_to_server(servicer: KeyProviderAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
