@@ -178,6 +178,9 @@ private_key = "private-key.pem"
         self._bytes(f"{base}/token-key.pub.pem", _public_pem(token_key.public_key()))
         self._bytes(f"{base}/attested-host-ca.pem", certificate_pem(self._attested_hosts.certificate))
         self._private(f"{base}/storage.key", secrets.token_bytes(32))
+        log_key = ec.generate_private_key(ec.SECP256R1())
+        self._private(f"{base}/log-key.pem", private_key_pem(log_key))
+        self._bytes(f"{base}/log-key.pub.pem", _public_pem(log_key.public_key()))
         self._text(
             f"{base}/keyprovider.toml",
             f"""\
@@ -189,6 +192,7 @@ token_keys = ["token-key.pub.pem"]
 audience = "{AUDIENCE}"
 primary_keys = "primary-keys.json"
 storage_key = "storage.key"
+log_key = "log-key.pem"
 
 [listener]
 address = "{self._plan.keyprovider}"

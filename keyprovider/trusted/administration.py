@@ -136,17 +136,18 @@ class Administration:
             return []
         return self._releases.read(start_index, page_size or DEFAULT_PAGE_SIZE)
 
-    def tree_head(self) -> str:
-        """The newest head of the release log, signed.
+    def tree_head(self) -> tuple[str, int]:
+        """The newest head of the release log, signed, and its size.
 
         Raises:
             LogUnsigned: No log key is configured.
             StoreError: Unreachable.
         """
-        head = self._releases.signed_head(self._releases.size())
+        size = self._releases.size()
+        head = self._releases.signed_head(size)
         if not head:
             raise LogUnsigned("this service has no log key: configure one")
-        return head
+        return head, size
 
     def consistency_proof(self, old_size: int, new_size: int) -> list[bytes]:
         """Proof that the log of ``new_size`` entries begins with that of ``old_size``.

@@ -2,6 +2,7 @@
 
     KeyProviderError
     ├── ProofRejected      a proof or tree head of a release log does not hold
+    ├── ExportMalformed    a file is not an exported release log
     ├── LogUnsigned        the service has no key to sign heads of its release log with
     └── StoreError
         └── LogShortened   a host has seen more of the release log than there is: entries were lost
@@ -14,6 +15,10 @@ from keyprovider.errors import KeyProviderError, StoreError
 
 class ProofRejected(KeyProviderError):
     """A proof or a signed tree head of a release log does not hold."""
+
+
+class ExportMalformed(KeyProviderError):
+    """A file is not an exported release log."""
 
 
 class LogUnsigned(KeyProviderError):

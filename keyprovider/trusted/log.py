@@ -64,8 +64,9 @@ def decode_entry(entry: bytes) -> ReleaseRecord:
             evidence_digest=bytes.fromhex(fields["evidence_digest"]),
             boot=BootIdentity(fields["reset_count"], fields["restart_count"]),
         )
+        canonical = encode_entry(record)
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise StoreError("an entry of the release log is malformed") from exc
-    if encode_entry(record) != entry:
+    if canonical != entry:
         raise StoreError("an entry of the release log is not in canonical form")
     return record

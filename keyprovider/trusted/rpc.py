@@ -184,7 +184,8 @@ class AdminServicer(pb_grpc.KeyProviderAdminServiceServicer):
 
     def GetTreeHead(self, request: pb.GetTreeHeadRequest, context: grpc.ServicerContext) -> pb.GetTreeHeadResponse:
         """See the proto."""
-        return pb.GetTreeHeadResponse(tree_head=self._administration.tree_head())
+        head, size = self._administration.tree_head()
+        return pb.GetTreeHeadResponse(tree_head=head, size=size)
 
     def GetConsistencyProof(
         self, request: pb.GetConsistencyProofRequest, context: grpc.ServicerContext

@@ -981,16 +981,20 @@ class GetTreeHeadResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TREE_HEAD_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
     tree_head: _builtins.str
     """JWS, as in LogReceipt."""
+    size: _builtins.int
+    """The size that it names."""
     def __init__(
         self,
         *,
         tree_head: _builtins.str = ...,
+        size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tree_head", b"tree_head"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["size", b"size", "tree_head", b"tree_head"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
