@@ -141,6 +141,7 @@ class TokenRejected(AttestationError):
     def __init__(self, reason: TokenReason, message: str) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
+        self.detail = message
 
 
 class MalformedRequest(AttestationError):

@@ -74,6 +74,7 @@ class GrantRejected(KeyProviderError):
     def __init__(self, reason: GrantReason, message: str) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
+        self.detail = message
 
 
 class ProviderListRejected(KeyProviderError):
@@ -86,6 +87,7 @@ class ReleaseRefused(KeyProviderError):
     def __init__(self, reason: ReleaseReason, message: str) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
+        self.detail = message
 
 
 class HeartbeatRefused(KeyProviderError):

@@ -71,13 +71,13 @@ _WAITING: Final = frozenset({ReleaseReason.NO_HEARTBEAT, ReleaseReason.HEARTBEAT
 
 def _refused(error: ReleaseRefused) -> Refusal:
     code = grpc.StatusCode.UNAVAILABLE if error.reason in _WAITING else grpc.StatusCode.PERMISSION_DENIED
-    return Refusal(code, error.reason.value, str(error))
+    return Refusal(code, error.reason.value, error.detail)
 
 
 STATUSES: Final[list[StatusRow]] = [
     (ReleaseRefused, _refused),
-    (TokenRejected, lambda exc: Refusal(grpc.StatusCode.UNAUTHENTICATED, f"TOKEN_{exc.reason.value}", str(exc))),
-    (GrantRejected, lambda exc: Refusal(grpc.StatusCode.PERMISSION_DENIED, f"GRANT_{exc.reason.value}", str(exc))),
+    (TokenRejected, lambda exc: Refusal(grpc.StatusCode.UNAUTHENTICATED, f"TOKEN_{exc.reason.value}", exc.detail)),
+    (GrantRejected, lambda exc: Refusal(grpc.StatusCode.PERMISSION_DENIED, f"GRANT_{exc.reason.value}", exc.detail)),
     (EnvelopeError, lambda exc: Refusal(grpc.StatusCode.INVALID_ARGUMENT, "WRAPPED_KEY_REFUSED", str(exc))),
     (InvalidArgument, lambda exc: Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", str(exc))),
     (NotFound, lambda exc: Refusal(grpc.StatusCode.NOT_FOUND, "NOT_FOUND", str(exc))),
