@@ -268,9 +268,10 @@ class Story:
         result = scan(needles, files, pids, needles_since=self.begun_at)
         _require(not result.unreadable, f"could not be read: {', '.join(result.unreadable[:3])}")
         _require(not result.hits, f"found: {', '.join(map(str, result.hits[:3]))}")
+        older = f"; {len(result.predating)} older than the keys hide their environment" if result.predating else ""
         return (
             f"{len(keys)} keys and {len(self.image.markers)} markers: none in {len(files)} files "
-            f"({result.scanned_bytes >> 20} MiB) and {len(pids)} processes"
+            f"({result.scanned_bytes >> 20} MiB) and {len(pids)} processes{older}"
         )
 
     # Chapter 6

@@ -34,7 +34,7 @@ def default_image(tmp_path: Path) -> DiskImage:
 
 
 @pytest.mark.boot
-@pytest.mark.xdist_group("boot")
+@pytest.mark.long
 def test_the_guest_hashes_a_file_and_its_device_and_measures_the_same_twice(
     tmp_path: Path, guest_image: GuestImage, default_image: DiskImage
 ) -> None:
@@ -57,7 +57,7 @@ def test_the_guest_hashes_a_file_and_its_device_and_measures_the_same_twice(
 
 
 @pytest.mark.boot
-@pytest.mark.xdist_group("boot")
+@pytest.mark.long
 def test_the_guest_says_when_it_cannot_read(tmp_path: Path, guest_image: GuestImage, default_image: DiskImage) -> None:
     """A file that is not there gives no hash, and the guest is up all the same."""
     with boot_guest(
