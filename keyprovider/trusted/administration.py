@@ -156,6 +156,7 @@ class Administration:
             InvalidArgument: The sizes are in the wrong order, or the log is shorter.
             StoreError: Unreachable.
         """
-        if not old_size <= new_size <= (size := self._releases.size()):
+        size = self._releases.size()
+        if not old_size <= new_size <= size:
             raise InvalidArgument(f"the log has {size} entries; no proof leads from {old_size} to {new_size}")
         return self._releases.consistency_proof(old_size, new_size)
