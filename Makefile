@@ -39,9 +39,11 @@ format: ## format and fix what can be fixed
 proto: install-test ## generate the Python code of the protos
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON) -m grpc_tools.protoc -I proto --python_out=proto --grpc_python_out=proto --mypy_out=proto --mypy_grpc_out=proto $(PROTOS)
 
-lock: install-test ## write requirements.lock anew
+lock: install-test ## write requirements.lock and tests/fuzz/requirements.lock anew
 	.tools/bin/uv pip compile --quiet --python-version 3.11 --universal --generate-hashes --no-emit-index-url --no-header \
 	  --all-extras --group dev pyproject.toml --output-file requirements.lock
+	.tools/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --group fuzz --output-file tests/fuzz/requirements.lock
 
 recordings: ## boot OVMF and record what it measures, anew
 	@deploy/install recordings
