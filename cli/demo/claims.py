@@ -18,6 +18,8 @@ class Ledger:
     """Claims made so far, printed as they come."""
 
     console: Console
+    between: Callable[[], None]
+    """Called before each claim; may raise to end the story."""
     failed: int = 0
     _rows: list[tuple[str, str, str, float]] = field(default_factory=list)
 
@@ -35,6 +37,7 @@ class Ledger:
         Raises:
             ClaimFailed: As raised by ``show``; recorded first.
         """
+        self.between()
         started = time.monotonic()
         with self.console.status(escape(text)):
             try:

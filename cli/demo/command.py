@@ -7,15 +7,20 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from attestation.errors import AttestationError
 from cli.demo.claims import ClaimFailed, Ledger
+from cli.demo.interruption import Interruption
 from cli.demo.preflight import check_machine, check_space, choose_ports, claim_directory
 from cli.demo.processes import become_subreaper, stop_all_descendants
+from host_agent.errors import HostAgentError
+from keyprovider.errors import KeyProviderError
 from serving.errors import RemoteError, ServingError
+from swtpm.errors import SwtpmError
 
 _PORTS = 8
 _DIRECTORY = Path(f"/var/tmp/garant-demo-{os.getuid()}")  # noqa: S108 - checked to be ours, and to be mode 0700
@@ -40,27 +45,30 @@ def demo_command(
 def run_demo(directory: Path, disk: Path | None, base_port: int, keep_running: bool) -> int:
     """Run the demo; see the module for exit codes."""
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    interruption = Interruption()
     become_subreaper()
     try:
-        return _run(console, directory, disk, base_port, keep_running)
+        return _run(console, Ledger(console, interruption.check), directory, disk, base_port, keep_running)
     except KeyboardInterrupt:
-        print("garant demo: interrupted; everything it started is stopped", file=sys.stderr)
-        return 130
-    except (ServingError, OSError) as exc:
+        return _interrupted()
+    except (ServingError, SwtpmError, AttestationError, HostAgentError, KeyProviderError, OSError) as exc:
+        if interruption.happened:  # whatever was being done failed because of it
+            return _interrupted()
         print(f"garant demo: {exc}", file=sys.stderr)
         return 1 if isinstance(exc, RemoteError) else 2
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        interruption.ignore()
         stop_all_descendants()
 
 
-def _interrupt(_number: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+def _interrupted() -> int:
+    print("garant demo: interrupted; everything it started is stopped", file=sys.stderr)
+    return 130
 
 
-def _run(console: Console, directory: Path, disk: Path | None, base_port: int, keep_running: bool) -> int:
+def _run(
+    console: Console, ledger: Ledger, directory: Path, disk: Path | None, base_port: int, keep_running: bool
+) -> int:
     # Heavy imports come after the argument checks of the command line.
     from cli.demo.parts import load_parts
     from host_agent.vm.disk import inspect_image
@@ -69,7 +77,6 @@ def _run(console: Console, directory: Path, disk: Path | None, base_port: int, k
     with claim_directory(directory):
         ports = choose_ports(_PORTS, base_port)
         console.print(f"[bold]Garant demo[/bold]: everything it makes is in {directory}")
-        ledger = Ledger(console)
         with console.status("preparing the disk image and the guest"):
             parts = load_parts(directory, disk)
         check_space(directory, inspect_image(parts.image.path).copy_size)

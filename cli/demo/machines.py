@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import time
+from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from swtpm.ek_certificate import issue_ek_certificate, make_ek_ca
 from swtpm.manufacture import EndorsementPublic, manufacture
 from swtpm.process import SoftwareTpm
 
+_hands = futures.ThreadPoolExecutor(1, thread_name_prefix="machines")
+"""All work on TPMs is done here, never on the main thread: there an interrupt could strike inside a callback of the TPM
+library, which prints and swallows it. One thread for all, since a TPM ends with the thread that started it."""
 _LIFETIME = datetime.timedelta(days=3650)
 
 
@@ -76,11 +80,17 @@ class Machine:
 
     def build(self, vendor: TpmVendor) -> None:
         """Manufacture the TPM and put it in."""
-        self.directory.mkdir(parents=True)
-        manufacture(self.directory / "tpm", key=None, certify=vendor.certify)
+        _hands.submit(self._build, vendor).result()
 
     def boot(self, recording: Recording) -> None:
         """Power the machine on: the TPM starts with PCRs of zero, and the recorded boot is measured into it."""
+        _hands.submit(self._boot, recording).result()
+
+    def _build(self, vendor: TpmVendor) -> None:
+        self.directory.mkdir(parents=True)
+        manufacture(self.directory / "tpm", key=None, certify=vendor.certify)
+
+    def _boot(self, recording: Recording) -> None:
         if self.tpm is None:
             log = self.directory / "tpm.log"
             self.tpm = SoftwareTpm.start(self.directory / "tpm", self.directory / "tpm.sock", log_path=log)
