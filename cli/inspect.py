@@ -6,6 +6,7 @@ Exit codes: 0 it could be read; 2 it could not (one line says why). Prints JSON 
 import base64
 import datetime
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,6 +64,29 @@ def token(file: FileArgument, output: OutputOption = None) -> None:
         return
     rows = [{"claim": name, "value": _cell(value)} for name, value in payload.items()]
     print_table(("claim", "value"), rows, empty="no claims")
+
+
+@app.command("kmip")
+def kmip(
+    file: FileArgument,
+    encode: Annotated[bool, typer.Option(help="The other way: from such a tree to the binary message.")] = False,
+    show_secrets: Annotated[bool, typer.Option(help="Show keys, passwords and data too.")] = False,
+) -> None:
+    """Show captured KMIP messages, binary or hexadecimal, as a tree; or make a message from one.
+
+    Example: garant inspect kmip capture.hex
+    """
+    from keyprovider.errors import TtlvError
+    from keyprovider.kmip.describe import describe, encode_description
+
+    content = _read(file)
+    try:
+        if encode:
+            sys.stdout.buffer.write(encode_description(content.decode()))
+        else:
+            sys.stdout.write(describe(content, show_secrets=show_secrets))
+    except (TtlvError, UnicodeDecodeError) as exc:
+        raise BadInput(f"{file} is not {'such a tree' if encode else 'KMIP'}: {exc}") from exc
 
 
 def _read(file: Path) -> bytes:
