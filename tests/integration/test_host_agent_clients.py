@@ -66,6 +66,11 @@ class Provider(keyprovider_pb2_grpc.KeyReleaseServiceServicer):
         self.wait()
         return keyprovider_pb2.UnwrapKeyResponse(sealed_key=self.answer)
 
+    def RewrapKeys(
+        self, request: keyprovider_pb2.RewrapKeysRequest, context: grpc.ServicerContext
+    ) -> keyprovider_pb2.RewrapKeysResponse:
+        raise NotImplementedError("no test here rewraps")
+
 
 class Network:
     """Key provider services of one site."""
