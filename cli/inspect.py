@@ -71,6 +71,7 @@ def kmip(
     file: FileArgument,
     encode: Annotated[bool, typer.Option(help="The other way: from such a tree to the binary message.")] = False,
     show_secrets: Annotated[bool, typer.Option(help="Show keys, passwords and data too.")] = False,
+    output: OutputOption = None,
 ) -> None:
     """Show captured KMIP messages, binary or hexadecimal, as a tree; or make a message from one.
 
@@ -83,6 +84,8 @@ def kmip(
     try:
         if encode:
             sys.stdout.buffer.write(encode_description(content.decode()))
+        elif output is OutputFormat.JSON:
+            print_json({"lines": describe(content, show_secrets=show_secrets).splitlines()})
         else:
             sys.stdout.write(describe(content, show_secrets=show_secrets))
     except (TtlvError, UnicodeDecodeError) as exc:
