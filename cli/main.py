@@ -31,6 +31,7 @@ _GROUPS = {
     "event": _Entry("cli.event", "app", "The management server's event log."),
     "trust": _Entry("cli.trust", "app", "The trust authority: whom and what it trusts."),
     "releases": _Entry("cli.releases", "app", "The release log: which host got which key."),
+    "audit": _Entry("cli.audit", "app", "The release log: export it, check it against witnesses."),
     "inspect": _Entry("cli.inspect", "app", "Look into event logs and tokens, offline."),
 }
 _COMMANDS = {

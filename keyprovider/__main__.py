@@ -15,7 +15,7 @@ from keyprovider.trusted import rpc
 from keyprovider.trusted.administration import Administration
 from keyprovider.trusted.attestation_client import AttestationClient
 from keyprovider.trusted.backends.software import WARNING, SoftwareBackend
-from keyprovider.trusted.config import KeyProviderSettings, load_token_keys
+from keyprovider.trusted.config import KeyProviderSettings, load_head_signer, load_token_keys
 from keyprovider.trusted.directory import Directory
 from keyprovider.trusted.heartbeat import HeartbeatKeeper, HeartbeatPoller
 from keyprovider.trusted.model import BackendKind
@@ -65,7 +65,8 @@ def _assemble(settings: KeyProviderSettings, stack: contextlib.ExitStack) -> Rpc
     database = Database(settings.database)
     stack.callback(database.close)
     open_schema(database)
-    providers, releases = SqlProviderStore(database), SqlReleaseStore(database)
+    providers = SqlProviderStore(database)
+    releases = SqlReleaseStore(database, load_head_signer(settings.log_key, _now))
     directory = Directory(providers, time.monotonic)
     software = SoftwareBackend(settings.primary_keys, settings.storage_key)
     stack.callback(software.close)
