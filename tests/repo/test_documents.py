@@ -24,6 +24,18 @@ def test_paths_in_documents_exist(document: Path) -> None:
     assert [path for path in named if not (ROOT / path).exists() and not (document.parent / path).exists()] == []
 
 
+@pytest.mark.parametrize("document", _documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_that_documents_name_exist(document: Path) -> None:
+    """Every test that a document names is there."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", document.read_text())
+    missing = [
+        f"{file}::{test}"
+        for file, test in named
+        if not (ROOT / file).exists() or f"def {test}(" not in (ROOT / file).read_text()
+    ]
+    assert missing == []
+
+
 def test_readme_targets_exist() -> None:
     """Every make target that the README names is a target."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
