@@ -13,6 +13,7 @@
     │   ├── KmipKeyUnusable       it holds the key, but not one to use (reason: KmipKeyReason)
     │   ├── KmipRefused           it refused the operation (reason: KmipRefusal)
     │   └── KmipMalformed         its answer is not what the protocol says
+    ├── BackupError        a backup of a native key provider is not one, was changed, or its password is wrong or weak
     ├── BackendError       what holds the primary keys does not answer, or refuses
     ├── StoreError         the database does not answer, or holds what it should not
     ├── InvalidArgument    a name, identifier or size is not well formed
@@ -190,6 +191,10 @@ class KmipRefused(KmipError):
 
 class KmipMalformed(KmipError):
     """The key server's answer is not what the protocol says; the connection was closed."""
+
+
+class BackupError(KeyProviderError):
+    """A backup of a native key provider is not one, was changed, or its password is wrong or too weak."""
 
 
 class BackendError(KeyProviderError):

@@ -10,7 +10,6 @@ Serves the port ``PrimaryKeyBackend``.
 import contextlib
 import fcntl
 import os
-import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +18,8 @@ from keyprovider.envelope import WrapContext, unwrap_key, wrap_key
 from keyprovider.envelope.wrap import NONCE_SIZE
 from keyprovider.errors import BackendError
 from keyprovider.keymaterial import SecretKey
+from keyprovider.storage_key import read_storage_key
 from keyprovider.trusted.backends.software_format import (
-    KEY_FILE_SIZE,
     SALT_SIZE,
     PrimaryKeyFile,
     decode_primary_keys,
@@ -48,7 +47,7 @@ class SoftwareBackend:
             BackendError: The key file is missing, of another size, or readable by others; or the file does not open.
         """
         self._file = file
-        self._key = _read_key_file(key_file)
+        self._key = read_storage_key(key_file)
         self._lock = threading.Lock()
         self._keys: dict[tuple[str, int], SecretKey] = {}
         self._load()
@@ -141,22 +140,6 @@ class SoftwareBackend:
             yield
         finally:
             os.close(descriptor)
-
-
-def _read_key_file(path: Path) -> SecretKey:
-    try:
-        with path.open("rb", buffering=0) as file:
-            mode = os.fstat(file.fileno()).st_mode
-            buffer = bytearray(KEY_FILE_SIZE + 1)
-            size = file.readinto(buffer)
-    except OSError as exc:
-        raise BackendError(f"cannot read the storage key {path}: {exc.strerror}") from exc
-    if stat.S_IMODE(mode) & 0o077:
-        raise BackendError(f"the storage key {path} has mode {stat.S_IMODE(mode):04o}; expected 0600 (chmod 600)")
-    if size != KEY_FILE_SIZE:
-        raise BackendError(f"the storage key {path} has not exactly {KEY_FILE_SIZE} bytes")
-    del buffer[KEY_FILE_SIZE:]
-    return SecretKey.adopt(buffer)
 
 
 def _replace(path: Path, content: bytes) -> None:

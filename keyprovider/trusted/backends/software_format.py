@@ -26,7 +26,6 @@ from keyprovider.keymaterial import SecretKey
 
 FORMAT: Final = "garant/primary-keys/v1"
 SALT_SIZE: Final = 32
-KEY_FILE_SIZE: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
