@@ -26,6 +26,7 @@ from attestation.model import EkTemplate, HostId, HpkeKem, LogKind, PcrBank
 from attestation.simulator.boot import Recording, play
 from attestation.verifier.config import AttestationSettings
 from attestation.verifier.ports import Clock
+from attestation.verifier.rpc_messages import LOG_KINDS
 from garant.attestation.v1 import admin_pb2, admin_pb2_grpc, attestation_pb2, attestation_pb2_grpc
 from serving.authority import CertificateAuthority, certificate_pem, private_key_pem
 from serving.client import ClientTls, call, open_channel
@@ -258,6 +259,8 @@ class Host:
     name: str
     log: bytes
     host_id: str = ""
+    later_logs: dict[LogKind, bytes] = field(default_factory=dict)
+    """Logs beside the firmware's, sent where they are asked for."""
     tls_key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
     hpke_key: X25519PrivateKey = field(default_factory=X25519PrivateKey.generate)
 
@@ -314,17 +317,17 @@ class Host:
         """Answer a challenge honestly, with the keys as they are."""
         tls_public = self.tls_key.public_key()
         hpke_public = self.hpke_key.public_key().public_bytes_raw()
+        logs = self._logs(challenge)
         binding = QuoteBinding(
             nonce=challenge.nonce,
             tls_thumbprint=tls_thumbprint(tls_public),
             hpke_thumbprint=hpke_thumbprint(HpkeKem.X25519, hpke_public),
-            log_hashes={LogKind.TCG: hashlib.sha256(self.log).digest()},
+            log_hashes={kind: hashlib.sha256(log).digest() for kind, log in logs.items()},
             host_id=HostId(host_id or self.host_id),
             service_key=challenge.service_key,
             audience=challenge.audience,
         )
         quote = self.tpm.quote(binding.extra_data(), PcrBank.SHA256, tuple(challenge.pcrs))
-        log = attestation_pb2.MeasurementLog(kind=attestation_pb2.LOG_KIND_TCG, content=self.log)
         return attestation_pb2.AttestRequest(
             cookie=challenge.cookie,
             tls_public_key=tls_public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
@@ -332,8 +335,16 @@ class Host:
             quote=quote.attest,
             signature=quote.signature,
             pcr_values=[attestation_pb2.PcrValue(index=index, digest=value) for index, value in quote.pcr_values],
-            logs=[log],
+            logs=[attestation_pb2.MeasurementLog(kind=LOG_KINDS[kind], content=log) for kind, log in logs.items()],
         )
+
+    def _logs(self, challenge: attestation_pb2.CreateChallengeResponse) -> dict[LogKind, bytes]:
+        """The logs that were asked for and are there."""
+        return {
+            kind: log
+            for kind, log in {LogKind.TCG: self.log, **self.later_logs}.items()
+            if LOG_KINDS[kind] in challenge.logs
+        }
 
     def submit(self, evidence: attestation_pb2.AttestRequest) -> attestation_pb2.AttestResponse:
         """Hand evidence in."""

@@ -5,8 +5,10 @@ what each is about. The first that fails ends the appraisal: nothing is trusted 
 is no partial trust. Unknown means refused. The steps:
 
 * the quote, against the attestation key, the demanded PCRs and what this service computed (``quote``: 1 to 12);
-* the firmware's log, against the quoted PCRs (``replay``) and against the rules for events (``event_rules``);
-* the boot, event by event, against the active references (``reference``).
+* the firmware's log, continued by systemd's where the policy says so, against the quoted PCRs (``replay``) and against
+  the rules for events (``event_rules``, ``systemd_rules``);
+* the boot, event by event, against the active references (``reference``);
+* the files that the kernel measured since, where the policy names some (``ima``). Of these all that fail are listed.
 
 The result explains itself: every check made, and for what failed the event, what was expected and what was seen.
 Pure: no clock, randomness, I/O or logging.
@@ -21,11 +23,15 @@ from attestation.binding import LOG_ORDER
 from attestation.errors import EvidenceRejected, RejectReason, WireError
 from attestation.model import BootIdentity, LogKind
 from attestation.verifier.event_rules import check_event_rules, check_secure_boot
+from attestation.verifier.ima import AGGREGATED_PCRS, IMA_PCR, ImaFailure, appraise_ima
+from attestation.verifier.ima_policy import ImaRules
 from attestation.verifier.policy import AppraisalPolicy
-from attestation.verifier.quote import check_clock, check_firmware, verify_quote
+from attestation.verifier.quote import VerifiedQuote, check_clock, check_firmware, verify_quote
 from attestation.verifier.reference import Match, Mismatch, ReferenceBoot, best_match
-from attestation.verifier.replay import check_replay, check_startup_locality, measured_boot
+from attestation.verifier.replay import check_replay, check_startup_locality, measured_boot, replay
+from attestation.verifier.systemd_rules import check_systemd_records
 from attestation.wire.event_log import EventLog, parse_event_log
+from attestation.wire.systemd_log import SYSTEMD_PCRS, SystemdLog, parse_systemd_log
 from attestation.wire.tpm_public import TpmPublic
 
 TITLES: Final[Mapping[RejectReason, str]] = {
@@ -43,8 +49,8 @@ TITLES: Final[Mapping[RejectReason, str]] = {
     RejectReason.RESUMED_WITHOUT_MEASUREMENT: "The host did not resume unmeasured, unless the policy allows it",
     RejectReason.FIRMWARE_VERSION_DENIED: "The TPM's firmware is not on the policy's denylist",
     RejectReason.MISSING_LOG: "The firmware's log was sent",
-    RejectReason.MALFORMED_LOG: "The firmware's log is well-formed",
-    RejectReason.LOG_DOES_NOT_REPLAY: "The log explains the value of each quoted PCR",
+    RejectReason.MALFORMED_LOG: "The logs of the boot are well-formed",
+    RejectReason.LOG_DOES_NOT_REPLAY: "The logs explain the value of each quoted PCR",
     RejectReason.UNMEASURED_PCR: "The log has events for each quoted PCR",
     RejectReason.WRONG_STARTUP_LOCALITY: "The TPM was started from the locality that the policy demands, if any",
     RejectReason.EVENT_TYPE_NOT_ALLOWED: "Each event's type is allowed in its PCR",
@@ -53,6 +59,19 @@ TITLES: Final[Mapping[RejectReason, str]] = {
     RejectReason.SECURE_BOOT_REQUIRED: "Secure Boot is in force, if the policy demands it",
     RejectReason.NO_ACTIVE_REFERENCE: "A reference boot is in force",
     RejectReason.REFERENCE_MISMATCH: "The boot equals an active reference, event by event",
+    RejectReason.IMA_LIST_MISSING: "The list of measured files was sent",
+    RejectReason.IMA_LIST_MALFORMED: "The list of measured files is well-formed",
+    RejectReason.IMA_OTHER_PCR: "The list of measured files is all about PCR 10",
+    RejectReason.IMA_LIST_DOES_NOT_REPLAY: "The list of measured files explains the quoted PCR 10",
+    RejectReason.IMA_BOOT_AGGREGATE: "The list of measured files begins with the hash of this very boot",
+    RejectReason.IMA_KEXEC: "The firmware started the running kernel, unless the policy allows kexec",
+    RejectReason.IMA_VIOLATION: "No file was written while it was measured, unless the policy allows it",
+    RejectReason.IMA_TEMPLATE_HASH: "Each entry's shown hash is its own",
+    RejectReason.IMA_BUFFER_DIGEST: "Each measured buffer's digest is its own",
+    RejectReason.IMA_BUFFER_NOT_ALLOWED: "Each measured buffer is one that the policy allows",
+    RejectReason.IMA_DIGEST_NOT_ALLOWED: "Each file that the policy names has a digest that it allows",
+    RejectReason.IMA_BAD_SIGNATURE: "Each signature by a key of the policy verifies",
+    RejectReason.IMA_FILE_NOT_ALLOWED: "Each measured file is one that the policy allows",
 }
 """What each rule is about, for people, in the order of checking."""
 
@@ -119,6 +138,7 @@ class Appraisal:
 
 _PASSED: Final = tuple(Check(reason.value, TITLES[reason], passed=True) for reason in RejectReason)
 _POSITION: Final = {reason: position for position, reason in enumerate(RejectReason)}
+_PASSED_WITHOUT_FILES: Final = _PASSED[: _POSITION[RejectReason.REFERENCE_MISMATCH] + 1]
 
 
 def appraise(
@@ -129,6 +149,7 @@ def appraise(
     policy: AppraisalPolicy,
     references: Sequence[ReferenceBoot],
     previous_boot: BootIdentity | None,
+    ima_rules: ImaRules | None = None,
 ) -> Appraisal:
     """Decide whether a host's evidence is trusted under a policy.
 
@@ -140,6 +161,7 @@ def appraise(
         policy: The policy in force.
         references: The active reference boots.
         previous_boot: Counters of the key's last verified quote, if any.
+        ima_rules: ``policy.ima``, made ready; made anew where it is not given.
 
     Returns:
         The decision. This function raises nothing for anything that a host can send.
@@ -165,21 +187,21 @@ def appraise(
         )
         check_firmware(quote, policy.denied_firmware_versions)
         log = _read_log(evidence)
-        measured = measured_boot(log, quote.bank, quote.pcr_values)
-        check_replay(measured, quote.pcr_values, policy.quirks)
-        check_startup_locality(measured, policy.required_startup_locality)
-        check_event_rules(measured, policy.quirks)
-        if policy.secure_boot.required:
-            check_secure_boot(measured)
-        match = best_match(references, measured, evidence.untrusted_command_line)
+        match = _match_boot(log, evidence, quote, policy, references)
         _check_equal(match)
     except EvidenceRejected as rejection:
         return _refusal(evidence, rejection, match, boot)
+    checks = _PASSED_WITHOUT_FILES
+    if policy.ima is not None and (policy.ima.required or LogKind.IMA in evidence.logs):
+        failures = _judge_files(log, evidence, quote, ima_rules or ImaRules(policy.ima))
+        if failures:
+            return _refusal_of_files(evidence, failures, match, boot)
+        checks = _PASSED
     name = match.reference.name
     return Appraisal(
         trusted=True,
         reason=None,
-        checks=_PASSED,
+        checks=checks,
         reference=name,
         nearest_reference=name,
         boot=boot,
@@ -197,6 +219,55 @@ def _read_log(evidence: Evidence) -> EventLog:
         return parse_event_log(content)
     except WireError as exc:
         raise EvidenceRejected(RejectReason.MALFORMED_LOG, str(exc), expected="a TCG event log") from exc
+
+
+def _read_systemd_log(evidence: Evidence) -> SystemdLog:
+    """Systemd's log; a host without one has measured nothing by systemd."""
+    try:
+        return parse_systemd_log(evidence.logs.get(LogKind.SYSTEMD, b""))
+    except WireError as exc:
+        raise EvidenceRejected(
+            RejectReason.MALFORMED_LOG, str(exc), expected="a log of systemd's", event="systemd's log"
+        ) from exc
+
+
+def _match_boot(
+    log: EventLog,
+    evidence: Evidence,
+    quote: VerifiedQuote,
+    policy: AppraisalPolicy,
+    references: Sequence[ReferenceBoot],
+) -> Match:
+    """Find the reference for a boot whose log is believed."""
+    systemd = _read_systemd_log(evidence) if policy.systemd_log else None
+    measured = measured_boot(log, quote.bank, policy.boot_pcrs)
+    quoted = {pcr: quote.pcr_values[pcr] for pcr in policy.boot_pcrs}
+    continued = check_replay(measured, quoted, policy.quirks, systemd=systemd)
+    check_startup_locality(measured, policy.required_startup_locality)
+    if continued is not None:
+        check_systemd_records(continued)
+    check_event_rules(measured, policy.quirks)
+    if policy.secure_boot.required:
+        check_secure_boot(measured)
+    return best_match(references, measured, evidence.untrusted_command_line)
+
+
+def _judge_files(log: EventLog, evidence: Evidence, quote: VerifiedQuote, rules: ImaRules) -> tuple[ImaFailure, ...]:
+    """What failed of a host's list of measured files."""
+    # The boot aggregate is older than anything that systemd extended.
+    aggregated = measured_boot(log, quote.bank, AGGREGATED_PCRS)
+    boot_pcrs = replay(aggregated.events, aggregated.position, quote.bank.value, aggregated.startup_locality)
+    boot_pcrs |= {
+        pcr: value for pcr, value in quote.pcr_values.items() if pcr in AGGREGATED_PCRS and pcr not in SYSTEMD_PCRS
+    }
+    return appraise_ima(
+        evidence.logs.get(LogKind.IMA),
+        rules=rules,
+        bank=quote.bank,
+        quoted_pcr10=quote.pcr_values[IMA_PCR],
+        boot=quote.boot,
+        boot_pcrs=boot_pcrs,
+    ).failures
 
 
 def _check_equal(match: Match) -> None:
@@ -233,3 +304,25 @@ def _failed(reason: RejectReason, expected: str, seen: str, event: str) -> Check
 
 def _failed_reference(mismatch: Mismatch) -> Check:
     return _failed(RejectReason.REFERENCE_MISMATCH, mismatch.expected, mismatch.seen, mismatch.place)
+
+
+def _refusal_of_files(
+    evidence: Evidence, failures: Sequence[ImaFailure], match: Match, boot: BootIdentity | None
+) -> Appraisal:
+    """All that failed, in the order of the rules and then of the list."""
+    failed = sorted(map(_failed_file, failures), key=lambda check: _POSITION[RejectReason(check.rule)])
+    reason = RejectReason(failed[0].rule)
+    return Appraisal(
+        trusted=False,
+        reason=reason,
+        checks=(*_PASSED[: _POSITION[reason]], *failed),
+        reference="",
+        nearest_reference=match.reference.name,
+        boot=boot,
+        evidence_digest=evidence.digest(),
+    )
+
+
+def _failed_file(failure: ImaFailure) -> Check:
+    place = f"PCR {IMA_PCR}" if failure.number is None else f"IMA entry {failure.number}: {failure.path}"
+    return _failed(RejectReason(failure.reason.value), failure.expected, failure.seen, place)

@@ -4,7 +4,8 @@ Steps of ``AttestService.attest``, in this order:
 
 1. the cookie is ours, for this call, has not expired and was not spent;
 2. the host is admitted (approved or active);
-3. the two keys are of the kinds asked for, and the policy is still the one the challenge was made under;
+3. the two keys are of the kinds asked for, the policy is still the one the challenge was made under, and no log came
+   that it did not ask for;
 4. the evidence is appraised, by the pure core (``attestation.verifier.appraisal``);
 5. the cookie is spent, and the appraisal with its evidence is durable;
 6. only then, and only for trusted hosts: token and certificate.
@@ -55,7 +56,6 @@ NONCE_BYTES = 32
 MAX_LOG_BYTES = 4 * 1024 * 1024
 RENEW_AFTER = 0.8
 """Share of a token's life after which to attest again."""
-_LOGS = (LogKind.TCG,)
 _HPKE_KEY_BYTES = {HpkeKem.X25519: 32, HpkeKem.MLKEM768_X25519: 1184 + 32}
 
 
@@ -195,7 +195,7 @@ class AttestService:
             nonce=nonce,
             bank=policy.bank,
             pcrs=tuple(policy.pcrs),
-            logs=_LOGS,
+            logs=policy.logs,
             kem=self._kem,
             service_key=self._service_key,
             audience=self._issuer.audience,
@@ -232,6 +232,7 @@ class AttestService:
             expected_extra_data=prepared.binding.extra_data(),
             policy=prepared.rulebook.policy,
             references=prepared.rulebook.references,
+            ima_rules=prepared.rulebook.ima_rules,
             previous_boot=prepared.host.boot,
         )
         # 5: spent and recorded.
@@ -257,18 +258,18 @@ class AttestService:
         require_admitted(None if view.host is None else view.host.state)
         if view.host is None:
             raise AssertionError("a host that is not there was admitted")
-        # 3: the keys, the logs and the policy.
+        # 3: the keys, the policy and the logs.
         tls_key = _read_tls_key(submission.tls_public_key)
         if len(submission.hpke_public_key) != _HPKE_KEY_BYTES[self._kem]:
             message = f"an HPKE key of {self._kem.name} has {_HPKE_KEY_BYTES[self._kem]} bytes"
             raise EnrollmentRejected(EnrollmentReason.MALFORMED_REQUEST, message)
-        logs = submission.evidence.logs
-        if not set(logs) <= set(_LOGS) or any(len(log) > MAX_LOG_BYTES for log in logs.values()):
-            message = f"a log was not asked for, or has more than {MAX_LOG_BYTES} bytes"
-            raise EnrollmentRejected(EnrollmentReason.MALFORMED_REQUEST, message)
         rulebook = self._rulebooks.at(view.revision)
         if rulebook.policy.version != challenge.policy_version:
             raise ChallengeRejected(ChallengeReason.CHALLENGE_EXPIRED, "the policy changed meanwhile; ask anew")
+        logs = submission.evidence.logs
+        if not set(logs) <= set(rulebook.policy.logs) or any(len(log) > MAX_LOG_BYTES for log in logs.values()):
+            message = f"a log was not asked for, or has more than {MAX_LOG_BYTES} bytes"
+            raise EnrollmentRejected(EnrollmentReason.MALFORMED_REQUEST, message)
         evidence = Evidence(
             quote=submission.evidence.quote,
             signature=submission.evidence.signature,

@@ -65,7 +65,10 @@ class ImaPolicy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    required: bool = Field(default=False, description="Whether a host must send its list of measured files")
+    required: bool = Field(
+        default=True,
+        description="Whether to refuse a host that sends no list of measured files; a list that is sent always counts",
+    )
     extension: PcrExtension = Field(
         default=PcrExtension.BANK_HASH, description="What the hosts' kernels extend into PCR 10 for an entry"
     )

@@ -12,10 +12,12 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from attestation.errors import PolicyRejected
-from attestation.model import PcrBank
+from attestation.model import LogKind, PcrBank
+from attestation.verifier.ima_policy import ImaPolicy
 from attestation.verifier.quirks import Quirk
 
-MAX_POLICY_SIZE: Final = 64 * 1024
+MAX_POLICY_SIZE: Final = 3 * 1024 * 1024
+"""Room for some 20,000 allowed files."""
 DEFAULT_PCRS: Final = (0, 2, 4, 7, 9, 11)
 """Firmware, option ROMs, boot loader, Secure Boot, what the kernel's EFI stub loads, sections of a unified kernel.
 
@@ -23,6 +25,7 @@ DEFAULT_PCRS: Final = (0, 2, 4, 7, 9, 11)
 systems that not every host has.
 """
 SECURE_BOOT_PCR: Final = 7
+IMA_PCR: Final = 10
 _MAX_DENIED: Final = 1000
 
 PolicyName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
@@ -60,6 +63,13 @@ class AppraisalPolicy(BaseModel):
         default=None,
         description="Locality that started the TPM: 3 or 4 where a TPM that is reset alone must not pass for a reboot",
     )
+    systemd_log: bool = Field(
+        default=False,
+        description="Whether systemd measures on the hosts: its own log is asked for, and explains PCRs 9, 11 and 15",
+    )
+    ima: ImaPolicy | None = Field(
+        default=None, description="Which files a host may have run since it booted; null: files are not looked at"
+    )
     denied_firmware: tuple[FirmwareVersion, ...] = Field(
         default=(), max_length=_MAX_DENIED, description="TPM firmware versions to refuse, 16 hexadecimal digits each"
     )
@@ -85,7 +95,22 @@ class AppraisalPolicy(BaseModel):
             raise ValueError("secure_boot.required needs PCR 7 among pcrs")
         if self.required_startup_locality is not None and 0 not in self.pcrs:
             raise ValueError("required_startup_locality needs PCR 0 among pcrs")
+        if self.ima is not None and IMA_PCR not in self.pcrs:
+            raise ValueError("ima needs PCR 10 among pcrs")
+        if not self.boot_pcrs:
+            raise ValueError("PCR 10 alone says nothing of what booted: pcrs needs others")
         return self
+
+    @property
+    def boot_pcrs(self) -> tuple[int, ...]:
+        """The PCRs that the boot is held against: all that are quoted, but for that of the list of measured files."""
+        return self.pcrs if self.ima is None else tuple(pcr for pcr in self.pcrs if pcr != IMA_PCR)
+
+    @property
+    def logs(self) -> tuple[LogKind, ...]:
+        """The logs to ask a host for."""
+        demanded = {LogKind.TCG: True, LogKind.IMA: self.ima is not None, LogKind.SYSTEMD: self.systemd_log}
+        return tuple(kind for kind, wanted in demanded.items() if wanted)
 
     @property
     def denied_firmware_versions(self) -> frozenset[int]:
@@ -97,7 +122,7 @@ def parse_policy(text: str) -> AppraisalPolicy:
     """Read a policy document.
 
     Args:
-        text: JSON, at most 64 KiB.
+        text: JSON, at most 3 MiB.
 
     Raises:
         PolicyRejected: With one line that names the field and what is wrong with it.
@@ -134,8 +159,9 @@ def policy_schema() -> str:
 
 
 def _refuse_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    read: dict[str, object] = {}
+    for key, value in pairs:
+        if key in read:
             raise ValueError(f"{key}: the key is there twice")
-    return dict(pairs)
+        read[key] = value
+    return read

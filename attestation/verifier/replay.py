@@ -17,6 +17,7 @@ from attestation.model import PcrBank
 from attestation.verifier.quirks import Quirk
 from attestation.wire.event_log import Event, EventLog
 from attestation.wire.event_types import EventType
+from attestation.wire.systemd_log import SYSTEMD_PCRS, ContinuedBoot, SystemdLog, continue_boot
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -93,20 +94,30 @@ def replay(
     return values
 
 
-def check_replay(boot: MeasuredBoot, quoted: Mapping[int, bytes], quirks: Collection[Quirk] = ()) -> None:
-    """Check that the log explains every quoted PCR.
+def check_replay(
+    boot: MeasuredBoot,
+    quoted: Mapping[int, bytes],
+    quirks: Collection[Quirk] = (),
+    *,
+    systemd: SystemdLog | None = None,
+) -> ContinuedBoot | None:
+    """Check that the firmware's log explains every quoted PCR, for some together with systemd's.
 
     Args:
         boot: What the log says of the demanded PCRs.
         quoted: Their values as a TPM signed them; the same PCRs.
         quirks: Oddities that the policy allows.
+        systemd: Where the policy has systemd's log explain what came after the firmware's: that log.
+
+    Returns:
+        The part of systemd's log that the quote proves; None without one.
 
     Raises:
         EvidenceRejected: LOG_DOES_NOT_REPLAY, then UNMEASURED_PCR: a demanded PCR of which the log says nothing.
     """
     computed = replay(boot.events, boot.position, boot.bank.value, boot.startup_locality)
     for pcr, value in computed.items():
-        if not boot.events[pcr] or value == quoted[pcr]:
+        if not boot.events[pcr] or value == quoted[pcr] or (systemd is not None and pcr in SYSTEMD_PCRS):
             continue
         if Quirk.MISSING_EXIT_BOOT_SERVICES in quirks and _with_exit(boot, pcr, value) == quoted[pcr]:
             continue
@@ -118,6 +129,7 @@ def check_replay(boot: MeasuredBoot, quoted: Mapping[int, bytes], quirks: Collec
             seen=value.hex(),
             event=f"PCR {pcr}",
         )
+    continued = None if systemd is None else _continue(boot, computed, quoted, systemd)
     for pcr, events in boot.events.items():
         if not events:
             raise EvidenceRejected(
@@ -127,6 +139,23 @@ def check_replay(boot: MeasuredBoot, quoted: Mapping[int, bytes], quirks: Collec
                 seen="none",
                 event=f"PCR {pcr}",
             )
+    return continued
+
+
+def _continue(
+    boot: MeasuredBoot, computed: Mapping[int, bytes], quoted: Mapping[int, bytes], systemd: SystemdLog
+) -> ContinuedBoot:
+    continued = continue_boot(systemd, bank_name=boot.bank.value, start=computed, quoted=quoted)
+    if continued is None:
+        later = sorted(SYSTEMD_PCRS & quoted.keys())
+        raise EvidenceRejected(
+            RejectReason.LOG_DOES_NOT_REPLAY,
+            "the firmware's log and systemd's do not explain these PCRs together",
+            expected=", ".join(f"PCR {pcr} {quoted[pcr].hex()}" for pcr in later),
+            seen=f"no part of systemd's {len(systemd.records)} records leads there from what the firmware's log gives",
+            event="systemd's log",
+        )
+    return continued
 
 
 def check_startup_locality(boot: MeasuredBoot, required: int | None) -> None:

@@ -9,6 +9,7 @@ import threading
 from dataclasses import dataclass
 
 from attestation.errors import EvidenceRejected, PolicyRejected, RejectReason
+from attestation.verifier.ima_policy import ImaRules
 from attestation.verifier.model import ReferenceRecord, Rules
 from attestation.verifier.policy import AppraisalPolicy, canonical_hash, parse_policy
 from attestation.verifier.ports import AttestStore
@@ -25,6 +26,8 @@ class Rulebook:
     """SHA-256 of the policy's canonical JSON, 32 bytes."""
     references: tuple[ReferenceBoot, ...]
     """The active ones that cover what the policy demands."""
+    ima_rules: ImaRules | None = None
+    """The policy's ``ima``, made ready; None where it has none."""
 
 
 class RulebookCache:
@@ -68,7 +71,8 @@ def read_rules(rules: Rules) -> Rulebook:
         # A reference that does not cover what the policy demands vouches for nothing.
         with contextlib.suppress(PolicyRejected):
             references.append(read_reference(record, policy))
-    return Rulebook(rules.revision, policy, canonical_hash(policy), tuple(references))
+    ima_rules = None if policy.ima is None else ImaRules(policy.ima)
+    return Rulebook(rules.revision, policy, canonical_hash(policy), tuple(references), ima_rules)
 
 
 def read_reference(record: ReferenceRecord, policy: AppraisalPolicy) -> ReferenceBoot:
@@ -81,7 +85,7 @@ def read_reference(record: ReferenceRecord, policy: AppraisalPolicy) -> Referenc
         record.name,
         record.event_log,
         policy.bank,
-        policy.pcrs,
+        policy.boot_pcrs,
         command_line=record.command_line,
         quirks=policy.quirks,
     )

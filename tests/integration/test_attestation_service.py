@@ -1,6 +1,8 @@
 """Attestation over gRPC, with real software TPMs that booted real recordings: who gets a token, and who does not."""
 
 import datetime
+import hashlib
+import json
 import secrets
 import shutil
 from collections.abc import Callable
@@ -17,13 +19,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from attestation.attester.tpm import Tpm
 from attestation.binding import tls_thumbprint
 from attestation.errors import EnrollmentReason, EnrollmentRejected
-from attestation.model import HostId, HpkeKem, LogKind
+from attestation.model import HostId, HpkeKem, LogKind, PcrBank
 from attestation.simulator.boot import Recording, play
 from attestation.token import VerifiedHeartbeat, VerifiedToken, verify_heartbeat, verify_token
 from attestation.verifier.attest import AttestService, Submission, TokenIssuer
 from attestation.verifier.cookie import CookieBox
 from attestation.verifier.model import AppraisalRecord, EvidenceRecord
 from attestation.verifier.store import SqlAttestationStore
+from attestation.wire.ima_log import iter_ima_log
 from garant.attestation.v1 import admin_pb2, admin_pb2_grpc, attestation_pb2
 from serving.client import call
 from serving.database import Database
@@ -33,6 +36,7 @@ from serving.jws import key_id
 from swtpm.process import SoftwareTpm
 from tests.attestation_site import (
     AUDIENCE,
+    PCRS,
     SITE,
     Host,
     MakeHost,
@@ -43,7 +47,9 @@ from tests.attestation_site import (
     policy_document,
     running_process,
 )
+from tests.ima_list import List
 from tests.software_tpm import EkCa, MakeSoftwareTpm
+from tests.unit.test_wire_systemd_log import record, sequence
 
 Request = attestation_pb2.AttestRequest
 REFUSED = "APPRAISAL_REFUSED"
@@ -200,6 +206,42 @@ def test_a_new_policy_ends_open_challenges(member: Host) -> None:
     assert refusal(lambda: member.submit(evidence))[0] == "CHALLENGE_EXPIRED"
     renewed = verified(member.service.site, member.attest().token)
     assert (renewed.policy_version, renewed.epoch) == (2, token.epoch + 1)
+
+
+def test_measured_files_are_held_against_the_policy(member: Host) -> None:
+    """R-TA-4, B-3: a policy of files asks for the list; a file that is not allowed ends trust and is named."""
+    tool = hashlib.sha256(b"tool").hexdigest()
+    fields = {"systemd_log": True, "ima": {"allowed": {"/opt/tool": [f"sha256:{tool}"]}}}
+    document = json.dumps({**json.loads(policy_document(2)), "pcrs": [*PCRS, 10], **fields})
+    call(member.service.admin().PutPolicy, admin_pb2.PutPolicyRequest(document=document))
+    assert list(member.challenge().logs) == [
+        attestation_pb2.LOG_KIND_TCG,
+        attestation_pb2.LOG_KIND_IMA,
+        attestation_pb2.LOG_KIND_SYSTEMD,
+    ]
+    assert "IMA_LIST_MISSING" in refusal(member.attest)[1]
+
+    pcrs = dict(member.tpm.quote(bytes(32), PcrBank.SHA256, tuple(range(10))).pcr_values)
+    kernel = List(aggregate=hashlib.sha256(b"".join(pcrs[pcr] for pcr in range(10))).digest())
+    kernel.file("/opt/tool", b"tool")
+    _measure(member, kernel)
+    member.tpm.extend(11, {PcrBank.SHA256: hashlib.sha256(b"ready").digest()})
+    member.later_logs[LogKind.SYSTEMD] = sequence(record(11, "ready"))
+    assert member.attest().token
+    assert last_appraisal(member).checks[-1].rule == "IMA_FILE_NOT_ALLOWED"
+
+    _measure(member, kernel.file("/opt/other", b"other"))
+    assert "IMA_FILE_NOT_ALLOWED" in refusal(member.attest)[1]
+    failed = [check for check in last_appraisal(member).checks if not check.passed]
+    assert [check.event for check in failed] == ["IMA entry 2: /opt/other"]
+
+
+def _measure(host: Host, kernel: List) -> None:
+    """Extend what the kernel measured and has not extended, and show its list."""
+    known = len(host.later_logs.get(LogKind.IMA, b""))
+    for entry in list(iter_ima_log(kernel.data[known:])):
+        host.tpm.extend(10, {PcrBank.SHA256: hashlib.sha256(entry.data).digest()})
+    host.later_logs[LogKind.IMA] = kernel.data
 
 
 def test_a_challenge_is_used_once(member: Host) -> None:

@@ -2,11 +2,15 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +21,7 @@ from attestation.simulator.software_host import (
     COMMAND_LINE,
     Host,
     Measured,
+    extended,
     honest_events,
     make_legacy_log,
     make_log,
@@ -24,11 +29,15 @@ from attestation.simulator.software_host import (
     variable,
 )
 from attestation.verifier.appraisal import TITLES, Appraisal, Evidence, appraise
+from attestation.verifier.ima import ImaReason
+from attestation.verifier.ima_policy import ImaPolicy, ImaRules
 from attestation.verifier.policy import AppraisalPolicy, SecureBootPolicy
 from attestation.verifier.reference import ReferenceBoot
 from attestation.verifier.replay import replay
 from attestation.wire.event_log import parse_event_log
 from attestation.wire.event_types import EventType as Type
+from tests.ima_list import List
+from tests.unit.test_wire_systemd_log import record, sequence
 
 VECTORS = Path(__file__).parents[3] / "shared" / "vectors"
 NONCE = b"\x5a" * 32
@@ -44,6 +53,7 @@ def judge(
     policy: AppraisalPolicy = POLICY,
     references: Sequence[ReferenceBoot] = (REFERENCE,),
     previous: BootIdentity | None = None,
+    ima_rules: ImaRules | None = None,
 ) -> Appraisal:
     """Appraise as a service would."""
     return appraise(
@@ -53,6 +63,7 @@ def judge(
         policy=policy,
         references=references,
         previous_boot=previous,
+        ima_rules=ima_rules,
     )
 
 
@@ -64,6 +75,57 @@ def booted(events: list[Measured]) -> Evidence:
 def edited(at: int, *events: Measured) -> list[Measured]:
     """The honest events with one replaced."""
     return [*EVENTS[:at], *events, *EVENTS[at + 1 :]]
+
+
+AGGREGATE = hashlib.sha256(b"".join(extended(EVENTS, "sha256", 0)[pcr] for pcr in range(10))).digest()
+DASH = b"dash 0.5.12"
+SIGNER_KEY = ec.derive_private_key(0x2001, ec.SECP256R1())
+SIGNER = SIGNER_KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+SIGNER_ID = x509.SubjectKeyIdentifier.from_public_key(SIGNER_KEY.public_key()).digest[-4:]
+OTHER_SIGNATURE = SIGNER_KEY.sign(b"another tool", ec.ECDSA(hashes.SHA256()))
+BAD_SIGNATURE = b"\3\2\4" + SIGNER_ID + len(OTHER_SIGNATURE).to_bytes(2, "big") + OTHER_SIGNATURE
+"""By the vendor, of another file."""
+FILES = ImaPolicy(
+    allowed={"/usr/bin/dash": (f"sha256:{hashlib.sha256(DASH).hexdigest()}",)},
+    buffers={"kexec-cmdline": (f"sha256:{hashlib.sha256(b'quiet').hexdigest()}",)},
+    signing_keys=(SIGNER,),
+)
+FILES_POLICY = POLICY.model_copy(update={"pcrs": (*POLICY.pcrs, 10), "ima": FILES})
+
+
+def files() -> List:
+    """A kernel that has measured what it must, and one allowed file."""
+    return List(aggregate=AGGREGATE).file("/usr/bin/dash", DASH)
+
+
+@dataclass(frozen=True)
+class MeasuringHost(Host):
+    """A host whose kernel measures files."""
+
+    pcrs: tuple[int, ...] = FILES_POLICY.pcrs
+    files: List = field(default_factory=files)
+    sent: bytes | None = None
+    """List to send; None for the kernel's own."""
+
+    def pcr_values(self) -> dict[int, bytes]:
+        """The quoted PCRs, with what the kernel extended."""
+        return {**super().pcr_values(), 10: self.files.pcr10}
+
+    def evidence(self) -> Evidence:
+        """All of it, with the list."""
+        honest = super().evidence()
+        return replace(honest, logs={**honest.logs, LogKind.IMA: self.files.data if self.sent is None else self.sent})
+
+
+def measuring(kernel: List, sent: bytes | None = None) -> tuple[Evidence, dict[str, Any]]:
+    """Evidence of a host whose kernel measured these files, and the policy to judge it by."""
+    return MeasuringHost(files=kernel, sent=sent).evidence(), {"policy": FILES_POLICY}
+
+
+def without_list() -> Evidence:
+    """Evidence that lacks the list of files."""
+    evidence = MeasuringHost().evidence()
+    return replace(evidence, logs={LogKind.TCG: evidence.logs[LogKind.TCG]})
 
 
 SEPARATOR = next(i for i, event in enumerate(EVENTS) if event.pcr == 7 and event.type == Type.EV_SEPARATOR)
@@ -104,7 +166,23 @@ LIES: dict[RejectReason, tuple[Evidence, dict[str, Any]]] = {
     RejectReason.SECURE_BOOT_REQUIRED: (booted(OFF), {}),
     RejectReason.NO_ACTIVE_REFERENCE: (HOST.evidence(), {"references": ()}),
     RejectReason.REFERENCE_MISMATCH: (booted(honest_events("quiet")), {}),
+    RejectReason.IMA_LIST_MISSING: (without_list(), {"policy": FILES_POLICY}),
+    RejectReason.IMA_LIST_MALFORMED: measuring(files(), files().data[:-1]),
+    RejectReason.IMA_OTHER_PCR: measuring(files().add("/x", bytes(32), pcr=11)),
+    RejectReason.IMA_LIST_DOES_NOT_REPLAY: measuring(files().file("/root/evil"), files().data),
+    RejectReason.IMA_BOOT_AGGREGATE: measuring(List().file("/usr/bin/dash", DASH)),
+    RejectReason.IMA_KEXEC: measuring(files().add("boot_aggregate", AGGREGATE)),
+    RejectReason.IMA_VIOLATION: measuring(files().add("/usr/bin/dash", bytes(32), violation=True)),
+    RejectReason.IMA_TEMPLATE_HASH: measuring(
+        files().add("/usr/bin/dash", hashlib.sha256(DASH).digest(), shown=bytes(19) + b"\1")
+    ),
+    RejectReason.IMA_BUFFER_DIGEST: measuring(files().add("kexec-cmdline", bytes(32), b"quiet", template="ima-buf")),
+    RejectReason.IMA_BUFFER_NOT_ALLOWED: measuring(files().buffer("kexec-cmdline", b"init=/bin/sh")),
+    RejectReason.IMA_DIGEST_NOT_ALLOWED: measuring(files().file("/usr/bin/dash", b"another dash")),
+    RejectReason.IMA_BAD_SIGNATURE: measuring(files().file("/opt/tool", b"tool", BAD_SIGNATURE)),
+    RejectReason.IMA_FILE_NOT_ALLOWED: measuring(files().file("/opt/tool", b"tool")),
 }
+"""For each rule, evidence that only it refuses, and what to judge it by."""
 
 
 def test_an_honest_host_is_trusted() -> None:
@@ -114,8 +192,130 @@ def test_an_honest_host_is_trusted() -> None:
     assert appraisal.reason is None
     assert appraisal.reference == appraisal.nearest_reference == "golden"
     assert appraisal.boot == BootIdentity(3, 0)
-    assert [check.rule for check in appraisal.checks] == [reason.value for reason in RejectReason]
+    boot_rules = list(RejectReason)[: list(RejectReason).index(RejectReason.REFERENCE_MISMATCH) + 1]
+    assert [check.rule for check in appraisal.checks] == [reason.value for reason in boot_rules]
     assert all(check.passed and not check.seen for check in appraisal.checks)
+
+
+def test_an_honest_host_with_the_right_files_is_trusted() -> None:
+    """R-TA-4: where the policy names files, the right boot with the right files passes every rule there is."""
+    for rules in (None, ImaRules(FILES)):
+        appraisal = judge(MeasuringHost().evidence(), policy=FILES_POLICY, ima_rules=rules)
+        assert (appraisal.trusted, appraisal.reference) == (True, "golden")
+        assert [check.rule for check in appraisal.checks] == [reason.value for reason in RejectReason]
+
+
+def test_the_right_files_do_not_make_up_for_another_boot() -> None:
+    """The boot is judged first: files that a changed kernel says it measured prove nothing."""
+    host = MeasuringHost(events=honest_events("quiet"))
+    assert judge(host.evidence(), policy=FILES_POLICY).reason is RejectReason.REFERENCE_MISMATCH
+    quiet = ReferenceBoot.from_log("quiet", make_log(honest_events("quiet")), PcrBank.SHA256, POLICY.pcrs)
+    appraisal = judge(host.evidence(), policy=FILES_POLICY, references=(quiet,))
+    assert appraisal.reason is RejectReason.IMA_BOOT_AGGREGATE
+
+
+def test_every_file_that_is_not_allowed_is_listed() -> None:
+    """B-3: one refusal names all that an administrator must look at, by rule and place in the list."""
+    kernel = files().file("/opt/a").file("/usr/bin/dash", b"old").file("/opt/b")
+    evidence, options = measuring(kernel)
+    appraisal = judge(evidence, **options)
+    assert appraisal.reason is RejectReason.IMA_DIGEST_NOT_ALLOWED
+    assert appraisal.nearest_reference == "golden"
+    failed = [(check.rule, check.event) for check in appraisal.checks if not check.passed]
+    assert failed == [
+        ("IMA_DIGEST_NOT_ALLOWED", "IMA entry 3: /usr/bin/dash"),
+        ("IMA_FILE_NOT_ALLOWED", "IMA entry 2: /opt/a"),
+        ("IMA_FILE_NOT_ALLOWED", "IMA entry 4: /opt/b"),
+    ]
+
+
+def test_a_list_that_is_not_required_counts_where_it_is_sent() -> None:
+    """A policy may be rolled out before all hosts measure files; a host that does is held to it."""
+    optional = FILES_POLICY.model_copy(update={"ima": ImaPolicy(required=False)})
+    assert judge(without_list(), policy=optional).trusted
+    assert judge(MeasuringHost().evidence(), policy=optional).reason is RejectReason.IMA_FILE_NOT_ALLOWED
+
+
+def test_the_boot_aggregate_may_rest_on_pcrs_that_are_not_quoted() -> None:
+    """PCRs that vary between machines are not demanded; the aggregate still ties the list to this boot's log."""
+    events = [*EVENTS, Measured(1, Type.EV_EFI_ACTION, b"the machine's own")]
+    values = extended(events, "sha256", 0)
+    aggregate = hashlib.sha256(b"".join(values[pcr] for pcr in range(10))).digest()
+    kernel = List(aggregate=aggregate).file("/usr/bin/dash", DASH)
+    honest = MeasuringHost(events=events, files=kernel)
+    assert judge(honest.evidence(), policy=FILES_POLICY).trusted
+    lying = replace(honest, log=make_log(EVENTS))
+    assert judge(lying.evidence(), policy=FILES_POLICY).reason is RejectReason.IMA_BOOT_AGGREGATE
+
+
+def test_each_reason_of_a_list_is_a_reject_reason() -> None:
+    """Two are left out: they concern lists in parts, which hosts do not send."""
+    names = [reason.value for reason in ImaReason if reason.value in RejectReason.__members__]
+    assert set(ImaReason.__members__) - set(names) == {"IMA_LIST_NOT_CONTINUED", "IMA_LIST_WENT_BACK"}
+    assert names == list(RejectReason.__members__)[-len(names) :]
+
+
+def systemd_host(*records: tuple[int, str, str], events: Sequence[Measured] = EVENTS) -> Host:
+    """A host on which systemd went on to measure: PCR, event type, text."""
+    later = [Measured(pcr, Type.EV_IPL, text.encode()) for pcr, _, text in records]
+    return replace(HOST, events=[*events, *later], log=make_log(events))
+
+
+def with_systemd_log(evidence: Evidence, *records: tuple[int, str, str]) -> Evidence:
+    """The same evidence with a log of systemd's."""
+    log = sequence(*(record(pcr, text, event_type) for pcr, event_type, text in records))
+    return replace(evidence, logs={**evidence.logs, LogKind.SYSTEMD: log})
+
+
+PHASES = tuple((11, "phase", phase) for phase in ("enter-initrd", "leave-initrd", "sysinit", "ready"))
+SYSTEMD_POLICY = POLICY.model_copy(update={"systemd_log": True})
+
+
+@pytest.mark.parametrize("passed", range(len(PHASES) + 1))
+def test_systemds_log_explains_what_came_after_the_firmwares(passed: int) -> None:
+    """T4: boot phases may be passed at any time; without the log, or a policy that asks for it, they are a lie."""
+    evidence = systemd_host(*PHASES[:passed]).evidence()
+    assert judge(with_systemd_log(evidence, *PHASES), policy=SYSTEMD_POLICY).trusted
+    if passed:
+        for logless, policy in ((evidence, SYSTEMD_POLICY), (with_systemd_log(evidence, *PHASES), POLICY)):
+            assert judge(logless, policy=policy).reason is RejectReason.LOG_DOES_NOT_REPLAY
+
+
+def test_a_malformed_log_of_systemds_is_refused() -> None:
+    """Both logs are read strictly."""
+    evidence = replace(HOST.evidence(), logs={**HOST.evidence().logs, LogKind.SYSTEMD: b"log"})
+    appraisal = judge(evidence, policy=SYSTEMD_POLICY)
+    assert (appraisal.reason, appraisal.checks[-1].event) == (RejectReason.MALFORMED_LOG, "systemd's log")
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        (9, "os-separator", "a further initial RAM disk"),
+        (9, "", "a further initial RAM disk"),
+        (9, "phase", "a further initial RAM disk"),
+        (9, "nvpcr-init", "nvpcr-\0archive"),
+        (9, "nvpcr-init", "070701"),
+        (11, "phase", "another section"),
+        (11, "filesystem", "ready"),
+        (11, "os-separator", "ready"),
+    ],
+)
+def test_nothing_of_the_boot_passes_for_a_record_of_systemds(later: tuple[int, str, str]) -> None:
+    """T4: what was loaded last cannot be moved out of the firmware's log, although all PCRs replay."""
+    evidence = with_systemd_log(systemd_host(later).evidence(), later)
+    appraisal = judge(evidence, policy=SYSTEMD_POLICY)
+    assert appraisal.reason is RejectReason.EVENT_TYPE_NOT_ALLOWED
+    assert appraisal.checks[-1].event == f"systemd record 0, PCR {later[0]}"
+
+
+def test_a_register_that_systemd_sets_up_may_be_measured() -> None:
+    """PCR 9 goes on after the boot aggregate was made: the list of files still fits."""
+    later = (9, "nvpcr-init", "nvpcr-init:hardware:0x1d10200:sha256:00")
+    policy = FILES_POLICY.model_copy(update={"systemd_log": True})
+    host = systemd_host(later)
+    measuring_host = MeasuringHost(events=host.events, log=host.log)
+    assert judge(with_systemd_log(measuring_host.evidence(), later), policy=policy).trusted
 
 
 @pytest.mark.parametrize("reason", list(RejectReason))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.errors import PolicyRejected
-from attestation.model import PcrBank
+from attestation.model import LogKind, PcrBank
 from attestation.verifier.policy import (
     DEFAULT_PCRS,
     MAX_POLICY_SIZE,
@@ -59,6 +59,7 @@ def test_a_full_policy_is_read() -> None:
                 "quirks": ["old-shim-authority"],
                 "restart_count_allowed": True,
                 "safe_clock_required": True,
+                "systemd_log": True,
             }
         )
     )
@@ -66,6 +67,16 @@ def test_a_full_policy_is_read() -> None:
     assert policy.denied_firmware_versions == {1, 0x2019102300163636}
     assert policy.quirks == (Quirk.OLD_SHIM_AUTHORITY,)
     assert policy.secure_boot.required
+    assert policy.logs == (LogKind.TCG, LogKind.SYSTEMD)
+
+
+def test_a_policy_of_measured_files_is_read() -> None:
+    """PCR 10 is explained by the list of files and is no part of the boot; the list is demanded by default."""
+    policy = parse_policy(with_field('"pcrs": [0, 4, 7, 10], "ima": {"excluded": ["/var/**"]}'))
+    assert (policy.pcrs, policy.boot_pcrs) == ((0, 4, 7, 10), (0, 4, 7))
+    assert policy.logs == (LogKind.TCG, LogKind.IMA)
+    assert policy.ima is not None
+    assert policy.ima.required
 
 
 REFUSED = [
@@ -91,6 +102,11 @@ REFUSED = [
     (with_field('"pcrs": [0, 0]'), "twice"),
     (with_field('"pcrs": [0, 4], "secure_boot": {"required": true}'), "needs PCR 7"),
     (with_field('"pcrs": [7], "required_startup_locality": 3'), "needs PCR 0"),
+    (with_field('"ima": {}'), "ima needs PCR 10"),
+    (with_field('"ima": {"required": false}'), "ima needs PCR 10"),
+    (with_field('"ima": {}, "pcrs": [10]'), "nothing of what booted"),
+    (with_field('"ima": {"exclude": []}, "pcrs": [0, 10]'), "ima.exclude"),
+    (with_field('"systemd_log": "yes"'), "systemd_log"),
     (with_field('"required_startup_locality": 1'), "required_startup_locality"),
     (with_field('"quirks": ["be-kind"]'), "quirks"),
     (with_field('"denied_firmware": ["1"]'), "denied_firmware"),
@@ -121,9 +137,9 @@ def test_equal_policies_have_one_hash() -> None:
 def test_the_canonical_form_is_pinned() -> None:
     """The text that the hash covers does not change by accident."""
     assert canonical_json(parse_policy(MINIMAL)) == (
-        '{"bank":"sha256","denied_firmware":[],"name":"fleet","pcrs":[0,2,4,7,9,11],"quirks":[],'
+        '{"bank":"sha256","denied_firmware":[],"ima":null,"name":"fleet","pcrs":[0,2,4,7,9,11],"quirks":[],'
         '"required_startup_locality":null,"restart_count_allowed":false,"safe_clock_required":false,'
-        '"secure_boot":{"required":false},"version":1}'
+        '"secure_boot":{"required":false},"systemd_log":false,"version":1}'
     )
 
 
