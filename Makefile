@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 PROTOS := $(shell find proto -name '*.proto' | sort)
 
-.PHONY: help demo test test-all check format proto lock bench recordings install install-test clean
+.PHONY: help demo test test-all mutants check format proto lock bench recordings install install-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -22,8 +22,11 @@ demo: install ## install what it needs, then run the main story (DISK=image.qcow
 test: install-test check ## install what it needs, then pass all short tests
 	$(PYTHON) -m pytest -m "not long" -n 2 --dist loadgroup
 
-test-all: install-test ## the long stories too
+test-all: install-test mutants ## the long stories too, and a check of the checks
 	$(PYTHON) -m pytest -m "long" || [ $$? = 5 ]
+
+mutants: install-test ## disable each check of the trust authority in turn: a test must turn red
+	$(PYTHON) -m tests.mutants
 
 check: install-test ## format, lint, types, import contracts, protos
 	.venv/bin/ruff format --check .

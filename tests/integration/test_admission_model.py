@@ -5,17 +5,9 @@ fields for each host; what it says of an attestation is exact: trusted, or refus
 """
 
 import datetime
-import functools
-import hashlib
-import hmac
-import secrets
-import shutil
-import tempfile
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -30,30 +22,14 @@ from attestation.errors import (
     NotFound,
     RejectReason,
 )
-from attestation.model import LogKind
-from attestation.simulator.attacks.attack import golden_events, strict_policy
+from attestation.simulator.attacks.attack import strict_policy
 from attestation.simulator.attacks.edits import command_line
-from attestation.simulator.client import answer_challenge
-from attestation.simulator.lying_host import HonestHost, SoftwareTpm, Surroundings
-from attestation.simulator.software_host import make_log
+from attestation.simulator.lying_host import HonestHost
 from attestation.token import VerifiedToken, issuer_of, verify_heartbeat, verify_token
-from attestation.verifier.administration import Administration
-from attestation.verifier.attest import CHALLENGE_SECONDS, AttestService, Grant, Submission, TokenIssuer
-from attestation.verifier.cookie import CookieBox
-from attestation.verifier.enrolment import EnrollmentRequest, EnrollmentService
-from attestation.verifier.model import EvidenceRecord
-from attestation.verifier.store import SqlAttestationStore
+from attestation.verifier.attest import CHALLENGE_SECONDS
 from garant.attestation.v1 import attestation_pb2 as pb
-from serving.authority import CertificateAuthority, certificate_pem
-from serving.database import Database
-from serving.identity import Identity, Role
-from serving.join_token import JoinInvitation, make_join_token
-from serving.jws import key_id
-from tests.attack_site import certify_with, golden_boot
-from tests.software_tpm import make_test_ek_ca
+from tests.in_process_service import AUDIENCE, CLUSTER, REFERENCE, SITE, InProcessService, member, world
 
-SITE, AUDIENCE, REFERENCE, CLUSTER = "model.test", "key-providers", "golden", "prod"
-START = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 FIRST_RESET = 10
 HOSTS = st.integers(0, 2)
 """Few, so that things happen to the same host."""
@@ -66,45 +42,6 @@ _NOT_ADMITTED = {
     "requested": EnrollmentReason.HOST_NOT_APPROVED,
     "banned": EnrollmentReason.HOST_BANNED,
 }
-
-
-@dataclass(frozen=True)
-class World:
-    """What is the same in every run: keys, authorities, TPMs."""
-
-    token_key: ec.EllipticCurvePrivateKey
-    host_ca: CertificateAuthority
-    admin_ca: CertificateAuthority
-    anchor_pem: str
-    tpms: tuple[SoftwareTpm, ...]
-    surroundings: Surroundings
-
-    def join_token(self, name: str) -> str:
-        """A trust administrator's invitation that does not expire in a run."""
-        key = ec.derive_private_key(0x3001, ec.SECP256R1())
-        day = datetime.timedelta(days=1)
-        identity = Identity(SITE, Role.TRUST_ADMIN, "alice")
-        certificate = self.admin_ca.issue(identity, key.public_key(), now=START, lifetime=day)
-        expires_at = int((START + day).timestamp())
-        invitation = JoinInvitation(secrets.token_hex(8), name, CLUSTER, expires_at, "127.0.0.1:1", b"ca")
-        return make_join_token(invitation, certificate=certificate, key=key)
-
-
-@functools.cache
-def world() -> World:
-    """The one world."""
-    year = datetime.timedelta(days=365)
-    ek_ca = make_test_ek_ca()
-    certify = certify_with(ek_ca)
-    tpms = tuple(SoftwareTpm.make(certify) for _ in range(3))
-    return World(
-        ec.generate_private_key(ec.SECP256R1()),
-        CertificateAuthority.create("host CA", now=START, lifetime=year),
-        CertificateAuthority.create("trust-admin CA", now=START, lifetime=year),
-        certificate_pem(ek_ca.certificate).decode(),
-        tpms,
-        Surroundings(tpms[0], "", tpms[0], "", "", "", certify, certify),
-    )
 
 
 @dataclass
@@ -149,81 +86,12 @@ class Given:
     policy_version: int
 
 
-@dataclass
-class Service:
-    """The real thing, on a new database."""
-
-    directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="garant-model-")))
-    now: datetime.datetime = START
-
-    def __post_init__(self) -> None:
-        """Put it together as the daemon does."""
-        here = world()
-        self.database = Database(f"sqlite:///{self.directory / 'attestation.db'}")
-        store = SqlAttestationStore(self.database)
-        cookies = CookieBox(bytes(range(32)))
-        issuer = TokenIssuer(SITE, AUDIENCE, here.token_key, here.host_ca, 300)
-        clock = lambda: self.now  # noqa: E731 - it moves
-        self.enrollment = EnrollmentService(
-            store,
-            cookies,
-            join_token_issuers=(here.admin_ca.certificate,),
-            provider_list=lambda: "",
-            clock=clock,
-            randomness=secrets.token_bytes,
-        )
-        self.attestation = AttestService(store, cookies, issuer, clock=clock, randomness=secrets.token_bytes)
-        self.administration = Administration(store, token_key=here.token_key, heartbeat_seconds=60, clock=clock)
-        self.keys = {key_id(here.token_key.public_key()): here.token_key.public_key()}
-
-    def enroll(self, host: HonestHost) -> None:
-        """Both halves of enrolment."""
-        tpm = host.tpm
-        request = EnrollmentRequest(
-            host_name=host.name,
-            join_token=host.join_token,
-            ek_template=tpm.template,
-            ek_public=tpm.endorsement_public(),
-            ek_certificate=tpm.certificate,
-            ek_intermediates=(),
-            ak_public=tpm.attestation_key.public.encoded,
-        )
-        credential, cookie = self.enrollment.begin(request)
-        secret = tpm.activate_credential(credential.credential_blob, credential.encrypted_secret)
-        self.enrollment.complete(cookie, hmac.digest(secret, hashlib.sha256(cookie).digest(), "sha256"))
-
-    def ask(self, host: HonestHost) -> pb.AttestRequest:
-        """A challenge, and the evidence for it."""
-        challenge = self.attestation.challenge(host.host_id)
-        message = pb.CreateChallengeResponse(
-            nonce=challenge.nonce,
-            pcrs=challenge.pcrs,
-            service_key=challenge.service_key,
-            audience=challenge.audience,
-            cookie=challenge.cookie,
-        )
-        return answer_challenge(host, message)
-
-    def submit(self, request: pb.AttestRequest) -> Grant:
-        """Hand evidence in."""
-        values = tuple((value.index, value.digest) for value in request.pcr_values)
-        evidence = EvidenceRecord(request.quote, request.signature, values, {LogKind.TCG: request.logs[0].content})
-        return self.attestation.attest(
-            Submission(request.cookie, request.tls_public_key, request.hpke_public_key, evidence)
-        )
-
-    def close(self) -> None:
-        """Leave nothing behind."""
-        self.database.close()
-        shutil.rmtree(self.directory)
-
-
 class AdmissionMachine(RuleBasedStateMachine):
     """Everything that hosts and administrators can do, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.service = Service()
+        self.service = InProcessService()
         self.policy_version = 0
         self.reference_active = False
         self.withdrawals = 0
@@ -231,19 +99,13 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.open: list[Open] = []
         self.spent: list[pb.AttestRequest] = []
         self.given: list[Given] = []
-        surroundings = world().surroundings
-        self.models = [
-            Model(HonestHost(f"host-{index}", "", tpm, surroundings, golden_boot(tpm)))
-            for index, tpm in enumerate(world().tpms)
-        ]
+        self.models = [Model(replace(member(index), join_token="")) for index in range(3)]
 
     @initialize()
     def begin(self) -> None:
         """Anchor, policy and reference, as on the first day of a site."""
-        administration = self.service.administration
-        administration.add_anchor("software", world().anchor_pem, allow_virtual=True)
-        self.put_policy()
-        administration.put_reference(REFERENCE, make_log(golden_events(), ("sha256", "sha384")))
+        self.service.trust()
+        self.policy_version = 1
         self.reference_active = True
 
     def teardown(self) -> None:

@@ -83,6 +83,10 @@ REFUSALS: list[tuple[ReleaseReason, dict[str, Any]]] = [
     (ReleaseReason.HOST_REVOKED, {"heartbeat": replace(HEARTBEAT, revoked=frozenset({HOST}))}),
     (ReleaseReason.POLICY_TOO_OLD, {"token": replace(TOKEN, policy_version=6)}),
     (ReleaseReason.POLICY_TOO_OLD, {"rules": replace(RULES, minimum_policy_version=8)}),
+    (
+        ReleaseReason.POLICY_TOO_OLD,
+        {"provider": replace(PROVIDER, policy=replace(PROVIDER.policy, minimum_policy_version=8))},
+    ),
     (ReleaseReason.GRANT_EXPIRED, {"grant": replace(GRANT, expires_at=NOW)}),
     (ReleaseReason.GRANT_FOR_OTHER_HOST, {"grant": replace(GRANT, host_id=OTHER_HOST)}),
     (ReleaseReason.GRANT_FOR_OTHER_VM, {"grant": replace(GRANT, vm_id=OTHER_VM)}),
